@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from time import perf_counter_ns
 from typing import Any, Final, TypeVar
 
@@ -17,6 +17,7 @@ from pyfuse3 import FUSEError
 
 from bockd.fuse.errors import fuse_errno
 from bockd.fuse.limits import MAX_INLINE_READ_BYTES, MAX_REQUEST_BYTES, MIN_ZERO_BYTES
+from bockd.model import DeviceOperation
 from bockd.nbd.server.durations import Operation
 from bockd.nbd.server.exports import OpenExport
 from bockd.nbd.server.statistics import ExportStatistics
@@ -79,9 +80,13 @@ class OpenFile:
             await self._gate.passed(reads=True, length_bytes=length)
         self._count_read(length)
         into = memoryview(bytearray(length))
-        await self._counted(
-            "read", Operation.READ, self._runner.run(self._device.read(offset, into))
+        steps = self._as_profiled(
+            DeviceOperation.READ,
+            offset,
+            length,
+            lambda: self._runner.run(self._device.read(offset, into)),
         )
+        await self._counted("read", Operation.READ, steps)
         return into
 
     def write_now(self, offset: int, data: bytes) -> int | None:
@@ -111,7 +116,32 @@ class OpenFile:
             moved_bytes = 0 if _is_zeros(data) else len(data)
             await self._gate.passed(reads=False, length_bytes=moved_bytes)
         self._count_write(len(data))
-        return await self._counted("write", Operation.WRITE, self._write(offset, data))
+        profiled = DeviceOperation.TRIM if _is_zeros(data) else DeviceOperation.WRITE
+        steps = self._as_profiled(
+            profiled, offset, len(data), lambda: self._write(offset, data), fua=self._durable
+        )
+        return await self._counted("write", Operation.WRITE, steps)
+
+    async def _as_profiled(
+        self,
+        operation: DeviceOperation,
+        offset: int,
+        length: int,
+        work: Callable[[], Coroutine[Any, Any, T]],
+        *,
+        fua: bool = False,
+    ) -> T:
+        """Do the work, and wait as long as the device profile of the volume says, if it has one.
+        Raises OSError, with the work not done, if the profile lets it fail."""
+        plan = self._gate.plan(operation, offset, length, self._device.size_bytes, fua=fua)
+        if plan is None:
+            return await work()
+        if plan.error is None:
+            result = await work()
+            await self._gate.due(plan)
+            return result
+        await self._gate.due(plan)
+        raise OSError(getattr(errno, plan.error), "the device profile lets it fail")
 
     async def _write(self, offset: int, data: bytes) -> int:
         if _is_zeros(data):
@@ -149,7 +179,10 @@ class OpenFile:
     async def sync(self) -> None:
         """Flush for fsync and fdatasync: writes that were answered before survive a power loss."""
         self._statistics.flushes += 1
-        await self._counted("flush", Operation.FLUSH, self._runner.run(self._device.flush()))
+        steps = self._as_profiled(
+            DeviceOperation.FLUSH, 0, 0, lambda: self._runner.run(self._device.flush())
+        )
+        await self._counted("flush", Operation.FLUSH, steps)
 
     async def _counted(self, called: str, operation: Operation, steps: Coroutine[Any, Any, T]) -> T:
         started = perf_counter_ns()

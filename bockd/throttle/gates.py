@@ -1,8 +1,9 @@
 """What the frontends ask before they serve a request: the *gate* of its volume.
 
 A gate has the throttle of its volume and that of the volume's tenant, which all volumes of the
-tenant share; a request passes one after the other. One of a volume without limits says so
-(`limited`), and then nothing else is asked.
+tenant share; a request passes one after the other. Behind them is the device that a volume's
+profile makes of it (bockd.profiles), if it has one: that says when a request may be answered. A
+gate of a volume with neither says so (`limited`), and then nothing else is asked.
 
 `Gates` keeps them for the daemon. It is told where the limits stand (`look_up`), and wakes those
 who wait (`run`).
@@ -16,7 +17,8 @@ from dataclasses import dataclass
 
 import trio
 
-from bockd.model import NO_IO_LIMITS, IoLimits, VolumeId
+from bockd.model import NO_IO_LIMITS, DeviceOperation, DeviceProfile, IoLimits, VolumeId
+from bockd.profiles.device import Plan, ProfiledDevice
 from bockd.throttle.throttle import Clock, Throttle, Waiter
 
 _PAUSE_NS = 1_000_000
@@ -35,6 +37,7 @@ class Applied:
     """An id; None: the volume belongs to nobody."""
     tenant_limits: IoLimits = NO_IO_LIMITS
     """Of all volumes of the tenant together."""
+    profile: DeviceProfile | None = None
 
 
 class Waiting:
@@ -90,14 +93,61 @@ class Gate:
         self.throttle = throttle
         """The volume's own."""
         self.tenant: Throttle | None = None
+        self.device: ProfiledDevice | None = None
+        """What the volume is made to look like."""
         self.limited = False
         """Whether requests have to be asked for here. May change at any time."""
-        self._clock = clock
+        self.clock = clock
+        self.on_other_device: dict[object, Callable[[], None]] = {}
+        """Called when the device is another one, or none any more: by whoever has answers of the
+        old one that wait."""
 
     def configured(self) -> None:
-        """Note that the limits of a throttle, or the tenant's throttle, have changed."""
+        """Note that the limits of a throttle, the tenant's throttle, or the device have changed."""
         tenant = self.tenant
-        self.limited = self.throttle.limited or (tenant is not None and tenant.limited)
+        self.limited = (
+            self.throttle.limited
+            or (tenant is not None and tenant.limited)
+            or self.device is not None
+        )
+
+    def profile(self, profile: DeviceProfile | None) -> None:
+        """Put a profile in place. One that is there already goes on as it is."""
+        old = None if self.device is None else self.device.profile
+        if profile == old:
+            return
+        self.device = None if profile is None else ProfiledDevice(profile, self.clock())
+        self.configured()
+        for changed in list(self.on_other_device.values()):
+            changed()
+
+    def plan(
+        self,
+        operation: DeviceOperation,
+        offset: int,
+        length: int,
+        size_bytes: int,
+        *,
+        fua: bool = False,
+    ) -> Plan | None:
+        """Return what becomes of a request that may pass; None if the volume has no profile."""
+        if self.device is None:
+            return None
+        now = self.clock()
+        return self.device.plan(operation, offset, length, fua=fua, size_bytes=size_bytes, now=now)
+
+    async def due(self, plan: Plan) -> None:
+        """Wait until a request may be answered, as `trio.sleep` does: up to 1 ms longer. Not if the
+        profile is taken away, or was."""
+        if plan.device is not self.device:
+            return
+        changed = trio.Event()
+        self.on_other_device[changed] = changed.set
+        try:
+            with trio.CancelScope(deadline=plan.due_ns / _SECOND_NS):
+                await changed.wait()
+        finally:
+            del self.on_other_device[changed]
 
     def ask(self, *, reads: bool, length_bytes: int, granted: Callable[[], None]) -> Waiting | None:
         """Return None if a request may pass now, and has paid. Otherwise `granted` will be called
@@ -137,7 +187,7 @@ class Gate:
             at = self.throttle.solvent_at()
             if self.tenant is not None:
                 at = max(at, self.tenant.solvent_at())
-            missing_ns = at - self._clock()
+            missing_ns = at - self.clock()
             if missing_ns <= 0 or not waits():
                 return
             await trio.sleep(min(missing_ns, _SECOND_NS) / _SECOND_NS)
@@ -185,12 +235,13 @@ class Gates:
                 self._apply(gate, self.look_up(volume))
 
     def forget(self, volume: VolumeId) -> None:
-        """Drop the gate of a volume that nobody uses."""
+        """Drop the gate of a volume that was deleted."""
         self._gates.pop(volume, None)
 
     def _apply(self, gate: Gate, applied: Applied) -> None:
         gate.tenant = None if applied.tenant is None else self._tenant(applied)
         gate.throttle.configure(applied.limits)
+        gate.profile(applied.profile)
         gate.configured()
 
     def _tenant(self, applied: Applied) -> Throttle:

@@ -24,7 +24,7 @@ from bockd.errors import (
     UnavailableError,
     VolumeFailedError,
 )
-from bockd.model import IoLimits, IoRate, VolumeId
+from bockd.model import DeviceOperation, DeviceProfile, ErrorRule, IoLimits, IoRate, Stall, VolumeId
 from bockd.runtime.steps import Signal
 from bockd.throttle.gates import Applied
 from tests.nbd.server.takeable import Takeable
@@ -376,4 +376,49 @@ def test_a_limited_file_waits_for_its_limits(nodes: MemoryNodes, disk: Path) -> 
             limits = Applied()
             nodes.call(nodes.gates.refresh)
             assert waiting.result()
+        assert os.pread(file, 4096, 0) == b"x" * 4096
+
+
+def test_a_profiled_file_is_answered_when_its_device_says(nodes: MemoryNodes, disk: Path) -> None:
+    """Or when the profile is taken away; and what fails is not done."""
+    stuck = DeviceProfile(name="stuck", stalls=(Stall(seconds=3600, after_requests=0),))
+    failing = DeviceProfile(
+        name="failing",
+        errors=(ErrorRule(operations=tuple(DeviceOperation), length_bytes=4096),),
+    )
+    applied = Applied()
+    nodes.gates.look_up = lambda _: applied
+    with opened(disk, os.O_RDWR) as file, ThreadPoolExecutor(1) as threads:
+
+        def profile() -> DeviceProfile | None:
+            device = nodes.gates.gate(VolumeId(1)).device
+            return None if device is None else device.profile
+
+        for operation in (
+            lambda: os.pwrite(file, b"x" * 4096, 0) == 4096,
+            lambda: os.pread(file, 4096, 0) == b"x" * 4096,
+            lambda: os.fsync(file) is None,
+        ):
+            applied = Applied(profile=stuck)
+            nodes.call(nodes.gates.refresh)
+            nodes.wait_until(lambda: profile() == stuck)
+            waiting = threads.submit(operation)
+            nodes.wait_until(lambda: bool(nodes.gates.gate(VolumeId(1)).on_other_device))
+            assert not waiting.done()
+            applied = Applied()
+            nodes.call(nodes.gates.refresh)
+            assert waiting.result()
+        applied = Applied(profile=failing)
+        nodes.call(nodes.gates.refresh)
+        nodes.wait_until(lambda: profile() == failing)
+        with fails_with(errno.EIO):
+            os.pread(file, 4096, 0)
+        with fails_with(errno.EIO):
+            os.pwrite(file, b"y" * 4096, 0)
+        with fails_with(errno.EIO):
+            os.fsync(file)
+        assert os.pread(file, 4096, 4096) == bytes(4096)
+        applied = Applied()
+        nodes.call(nodes.gates.refresh)
+        nodes.wait_until(lambda: profile() is None)
         assert os.pread(file, 4096, 0) == b"x" * 4096

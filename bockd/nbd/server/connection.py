@@ -24,6 +24,7 @@ from bockd.nbd.server.background import Background
 from bockd.nbd.server.batch import Batch
 from bockd.nbd.server.budget import Account
 from bockd.nbd.server.channel import Channel, HungUpError
+from bockd.nbd.server.delaying import Delaying
 from bockd.nbd.server.exports import OpenExport
 from bockd.nbd.server.fastlane import LaneArguments, Served
 from bockd.nbd.server.fences import Fences
@@ -74,7 +75,8 @@ class Connection:
         self._position = self._end = 0
         self._served_together = self._by_itself = self._next_by_itself = 0
         self._holding: Holding | None = None
-        """While the volume has limits, and until all that they have held up was served."""
+        """While the volume has limits, or a device profile, and until all that the limits have held
+        up was served."""
         self._forcings = 0
         """How many want what was sent carried out, whatever the limits, which may come and go
         meanwhile."""
@@ -126,6 +128,20 @@ class Connection:
             self._flight,
             self._polling,
         )
+        self._delaying = Delaying(
+            export.device,
+            encoder,
+            judged_by,
+            statistics,
+            self._channel,
+            self._account,
+            self._runner,
+            self._flight,
+            gate,
+            self._read_large,
+            lambda: self._forcings > 0,
+        )
+        self._large.delaying = self._delaying
         # TLS shows only how much is unread at most.
         self._channel.on_empty(self._fences.pass_all)
         self._buffer[: len(leftover)] = leftover
@@ -178,10 +194,12 @@ class Connection:
             self._forcings -= 1
 
     def _force(self) -> None:
-        """Let pass all that the limits hold up, and what comes until `_forcings` is less again."""
+        """Let pass all that the limits hold up, and answer what a device profile has wait; so with
+        what comes until `_forcings` is less again."""
         self._forcings += 1
         if self._holding is not None:
             self._holding.pass_all()
+        self._delaying.release()
 
     async def writes_finished(self) -> None:
         """See `registry.Member`."""
@@ -240,7 +258,7 @@ class Connection:
             if self._scope.cancel_called:
                 return  # dropped on the threshold: the requests behind its greeting do not count
             async with trio.open_nursery() as nursery:
-                self._nursery = self._large.nursery = nursery
+                self._nursery = self._large.nursery = self._delaying.nursery = nursery
                 self._background.enter(nursery)
                 try:
                     await self._serve_all()
@@ -261,6 +279,8 @@ class Connection:
             self._background.start(perf_counter_ns())
             if self._holding is not None:
                 self._holding.drop()
+            self._forcings += 1  # for good: nobody is there any more who has answers wait
+            self._delaying.release()
         self._fences.end()  # nothing more is read
 
     async def _end_holding(self, holding: Holding) -> None:
@@ -278,7 +298,7 @@ class Connection:
                 self._channel,
                 self._limits.max_in_flight,
                 self._nursery,
-                self._serve_batch,
+                self._serve_held,
                 lambda: self._forcings > 0,
             )
         elif self._holding is not None and self._holding.idle:
@@ -328,6 +348,7 @@ class Connection:
             return position, end, bool(requests)
         if self._holding is not None:
             await self._holding.payload_passed(parser.large)
+            await self._delaying.room(self._limits.max_in_flight)
         incoming = Incoming(buffer, position, end)
         await self._large.receive(parser.large, started, incoming, self)
         return incoming.position, incoming.end, True
@@ -466,6 +487,29 @@ class Connection:
             if self._channel.broken:  # a receive buffer asks for terabytes, in large reads
                 raise HungUpError("the client is gone")
         return index
+
+    async def _serve_held(
+        self, requests: list[Request], index: int, started: int, payloads: memoryview
+    ) -> int:
+        """Serve what its limits let pass, as `_serve_batch` does, or as the device profile of the
+        volume says if it has one."""
+        first = index
+        while (device := self._gate.device) is not None and index < len(requests):
+            if self._delaying.takes(requests[index]):
+                self._delaying.serve(device, requests[index], started, payloads)
+                await self._delaying.room(self._limits.max_in_flight)
+            else:
+                await self._serve_batch(requests[index : index + 1], 0, started, payloads)
+            index += 1
+        if index > first and self._polling.worked(perf_counter_ns()):
+            await trio.lowlevel.checkpoint()
+            self._polling.turned()
+        if index == len(requests):
+            return index
+        return await self._serve_batch(requests, index, started, payloads)
+
+    def _read_large(self, request: Request, started: int) -> None:
+        self._nursery.start_soon(self._large.read, request, started)
 
     def _move_leftover(self, position: int, end: int) -> int:
         """Move an incomplete request to the front of the buffer. Return its length in bytes."""

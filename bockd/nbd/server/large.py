@@ -31,6 +31,7 @@ from bockd.nbd.server.limits import PIECE_BYTES, TURN_NS, ServerLimits
 from bockd.nbd.server.statistics import ExportStatistics
 from bockd.nbd.server.work import failed
 from bockd.pool.device import BlockDevice
+from bockd.profiles.device import Plan
 from bockd.runtime.steprunner import StepRunner
 
 MAX_DISCARDED_BYTES = 2 * MAX_PAYLOAD_BYTES
@@ -71,6 +72,22 @@ class Received(Protocol):
         ...
 
 
+class Delaying(Protocol):
+    """What a device profile does with large writes; see delaying.py."""
+
+    def plan_large(self, request: Request) -> Plan | None:
+        """Return what becomes of a large write; None if the volume has no profile."""
+        ...
+
+    def failure(self, request: Request, error: str) -> bytes:
+        """Count a request that the profile lets fail. Return the answer to it."""
+        ...
+
+    def answer_large(self, plan: Plan, request: Request, started: int, reply: bytes) -> None:
+        """Have the answer to a large write go out when it is due."""
+        ...
+
+
 class Incoming:
     """What a connection has received and not served: `buffer[position:end]`."""
 
@@ -106,10 +123,12 @@ class Incoming:
 class _LargeWrite:
     """One write whose pieces are under way; answered when the last is done."""
 
-    __slots__ = ("error", "left_bytes", "offset", "pending", "request", "started")
+    __slots__ = ("error", "left_bytes", "offset", "pending", "plan", "request", "started")
 
-    def __init__(self, request: Request, started: int) -> None:
+    def __init__(self, request: Request, started: int, plan: Plan | None) -> None:
         self.request = request
+        self.plan = plan
+        """What the device profile of the volume says, if it has one."""
         self.started = started
         self.offset = request[3]
         """Of what comes next of the payload."""
@@ -131,6 +150,8 @@ class LargeTransfers:
     """The large requests of one connection."""
 
     nursery: trio.Nursery
+    delaying: Delaying
+    """Set by the connection, as the nursery is."""
 
     def __init__(
         self,
@@ -174,7 +195,13 @@ class LargeTransfers:
         await self._flight.wait_below(self._limits.max_in_flight)
         self._statistics.writes += 1
         self._statistics.written_bytes += request[4]
-        write = _LargeWrite(request, started)
+        plan = self.delaying.plan_large(request)
+        if plan is not None and plan.error is not None:
+            reply = self.delaying.failure(request, plan.error)
+            await self._discard(request[4], incoming, counter)
+            self.delaying.answer_large(plan, request, started, reply)
+            return
+        write = _LargeWrite(request, started, plan)
         while write.left_bytes:
             if not await self._write_parts(write, incoming, counter):
                 await self._receive_piece(write, incoming, counter)
@@ -315,11 +342,14 @@ class LargeTransfers:
                     await self._runner.run(self._device.flush())
             except Exception as error:  # noqa: BLE001 - becomes the request's answer
                 write.error = error
-        self._statistics.answered([write.request], write.started, perf_counter_ns())
         if write.error is None:
             reply = self._encoder.done(write.request)
         else:
             reply = failed(self._encoder, self._statistics, [write.request], write.error)
+        if write.plan is not None:
+            self.delaying.answer_large(write.plan, write.request, write.started, reply)
+            return
+        self._statistics.answered([write.request], write.started, perf_counter_ns())
         await self._send_if_there(reply)
 
     async def _send_if_there(self, reply: bytes) -> None:

@@ -49,9 +49,13 @@ MAX_HELD_BYTES: Final = PIECE_BYTES
 """Payloads of one connection that wait for the limits of its volume: 256 writes of 4 KiB. What is
 behind them stays in the socket."""
 
+MAX_ANSWER_BYTES: Final = PIECE_BYTES
+"""Answers of one connection that wait for the time that the volume's device profile says: the data
+of 256 reads of 4 KiB. Further reads are done when their time has come."""
+
 PEER_LOOK_SECONDS: Final = 0.5
-"""How often a connection that waits for the limits, and does not receive, looks whether its client
-is still there."""
+"""How often a connection that waits for the limits, or for a device profile, and does not receive,
+looks whether its client is still there."""
 
 SHARED_MEMORY_BYTES: Final = 256 * MIB
 """Large payloads, of all connections together, beside what each has reserved."""
@@ -122,6 +126,7 @@ CONNECTION_BYTES: Final = (
     + PIECE_BYTES  # its own piece of a large payload
     + 3 * PIECE_BYTES  # what it may have in the background when the shared part is used up
     + 2 * MAX_HELD_BYTES  # what waits for the limits, and is copied when it may pass
+    + MAX_ANSWER_BYTES
     + 2 * MAX_IN_FLIGHT * TASK_BYTES  # the pieces of a large write are tasks, too
 )
 """The most that one connection may cost beside its use of the shared part, and beside TLS."""
