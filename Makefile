@@ -11,7 +11,7 @@ export PYTHONDONTWRITEBYTECODE =
 .PHONY: sanitize-threads test-kills test-ceph test-ceph-driver test-ceph-debian13 soak-ceph soak-write-back
 .PHONY: deb test-deb oci test-oci test-python docs setup-oci
 .PHONY: setup-run setup-ceph setup-check setup-test setup-bench
-.PHONY: test-dashboard test-random screenshot
+.PHONY: test-dashboard test-profiles test-random screenshot
 .PHONY: check bench bench-quick bench-micro profile lock clean
 
 help: ## show this
@@ -60,6 +60,9 @@ ifeq ($(ARGS),)
 else
 	@BOCKD_TEST_DRIVER=rbd .venv/bin/python -m pytest $(ARGS)
 endif
+
+test-profiles: setup-test ## measure what device profiles claim, on a machine that does nothing else
+	@.venv/bin/python -m pytest tests/daemon/test_profiles.py -m profile_times
 
 test-ceph-driver: setup-test ## run all tests of the driver for Ceph (ARGS as above)
 	@.venv/bin/python -m pytest tests/drivers/rbd -m 'ceph_trouble or not ceph_trouble' $(ARGS)

@@ -8,7 +8,7 @@ errors are those of `api.faults`.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import unquote
 
 from fastapi import APIRouter, Depends, Path, Query, Response
@@ -26,9 +26,10 @@ from bockd.control import (
     VolumeInfo,
     VolumeStatistics,
 )
-from bockd.model import IoLimits, IoRate, NodeKind, Server, ServerKind
+from bockd.model import DeviceProfile, IoLimits, IoRate, NodeKind, Server, ServerKind
 from bockd.pool.gateways import Gateway
 from bockd.pool.reports import CheckReport, FamilyUsage, ScrubStatus, Space, SpacePage
+from bockd.profiles.document import read_profile
 
 PREFIX = "/control/v1"
 
@@ -104,6 +105,16 @@ class SetLimits(Body):
     def wanted(self) -> IoLimits | None:
         """Return the limits that the body asks for."""
         return None if self.limits is None else self.limits.wanted()
+
+
+class SetProfile(Body):
+    """A device profile, as docs/profiles.md has its fields; null takes it away."""
+
+    profile: dict[str, Any] | None
+
+    def wanted(self) -> DeviceProfile | None:
+        """Return the profile that the body has. Raises InvalidRequestError."""
+        return None if self.profile is None else read_profile(self.profile)
 
 
 class Scrub(Body):
@@ -244,6 +255,11 @@ def volume_router(control: Control) -> APIRouter:
     async def limit_volume(ref: Ref, body: SetLimits) -> VolumeInfo:
         """Limit a volume's I/O."""
         return await control.limit_volume(ref, body.wanted())
+
+    @router.put("/{ref}/profile")
+    async def profile_volume(ref: Ref, body: SetProfile) -> VolumeInfo:
+        """Make a volume as slow as another device, and fail like one."""
+        return await control.profile_volume(ref, body.wanted())
 
     @router.post("/{ref}/release", status_code=204)
     async def release_volume(ref: Ref) -> None:

@@ -15,7 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from bockd.model import NO_IO_LIMITS, IoLimits, NodeKind, Server, SnapshotId, VolumeId
+from bockd.model import (
+    NO_IO_LIMITS,
+    DeviceProfile,
+    IoLimits,
+    NodeKind,
+    Server,
+    SnapshotId,
+    VolumeId,
+)
 from bockd.pool.gateways import Gateway
 from bockd.pool.reports import CheckReport, FamilyUsage, ScrubStatus, Space, SpacePage
 
@@ -100,6 +108,8 @@ class VolumeInfo:
     """What its I/O is held to."""
     own_limits: bool = False
     """Whether those were set for it; otherwise they are the configuration's default."""
+    profile: DeviceProfile | None = None
+    """What it is made to look like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,6 +426,11 @@ class Control(ServerControl, TraceControl, Protocol):
     async def limit_volume(self, ref: str, limits: IoLimits | None) -> VolumeInfo:
         """Hold a volume's I/O to limits, at once and until others are set; None restores the
         default. Raises InvalidRequestError."""
+        ...
+
+    async def profile_volume(self, ref: str, profile: DeviceProfile | None) -> VolumeInfo:
+        """Make a volume as slow as another device, and fail like one, at once and until it is said
+        otherwise; None ends that, and what waits is answered. Raises InvalidRequestError."""
         ...
 
     async def release_volume(self, ref: str) -> None:

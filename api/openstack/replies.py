@@ -69,6 +69,8 @@ class BackingView(TypedDict):
     """Of a volume in a pool whose volumes may have a cache."""
     limits: NotRequired[LimitsView]
     """Of a volume whose I/O is limited."""
+    profile: NotRequired[str]
+    """Of a volume with a device profile: its name."""
     hold: NotRequired[str]
     """Of a volume in maintenance: who holds it, and what for."""
     source_volid: NotRequired[int]
@@ -288,6 +290,8 @@ def view_backing(backing: Backing | None) -> BackingView:
         view["cache"] = view_cache(backing.cache)
     if backing.limits.rates():
         view["limits"] = view_limits(backing.limits)
+    if backing.profile is not None:
+        view["profile"] = backing.profile
     return view
 
 

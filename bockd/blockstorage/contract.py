@@ -108,6 +108,8 @@ class Backing:
     """Of a volume in a pool whose volumes may have a cache."""
     limits: IoLimits = NO_IO_LIMITS
     """What a volume's I/O is held to. The operator sets it."""
+    profile: str | None = None
+    """The name of a volume's device profile, if it has one. The operator sets it."""
 
 
 @dataclass(frozen=True, slots=True)

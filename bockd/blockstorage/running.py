@@ -169,6 +169,7 @@ class StorageContext:
             gateway=self._gateway(record) if isinstance(record, VolumeRecord) else None,
             cache=self._cache(record) if isinstance(record, VolumeRecord) else None,
             limits=self.limits_of(record) if isinstance(record, VolumeRecord) else NO_IO_LIMITS,
+            profile=_profile_name(record),
         )
 
     def _cache(self, record: VolumeRecord) -> CacheState | None:
@@ -195,3 +196,10 @@ class StorageContext:
             # The cluster may not answer for some time, and others may have nothing to do with it.
             return await blocking_apart(COMMITTING, self.pool.index.update, change)
         return await blocking(self.pool.index.update, change)
+
+
+def _profile_name(record: VolumeRecord | SnapshotRecord) -> str | None:
+    """See Backing.profile."""
+    if isinstance(record, VolumeRecord) and record.profile is not None:
+        return record.profile.name
+    return None

@@ -31,9 +31,10 @@ from bockd.control import (
     VolumeStatistics,
 )
 from bockd.dashboardcontrol import DashboardLink
-from bockd.model import IoLimits, NodeKind, Server, ServerKind, VolumeId
+from bockd.model import DeviceProfile, IoLimits, NodeKind, Server, ServerKind, VolumeId
 from bockd.pool.gateways import Gateway
 from bockd.pool.reports import CheckReport, FamilyUsage, ScrubStatus, Space, SpacePage
+from bockd.profiles.document import profile_document
 
 T = TypeVar("T")
 
@@ -79,6 +80,11 @@ class ControlClient:
         """Limit a volume's I/O; None restores the default."""
         body = {"limits": None if limits is None else asdict(limits)}
         return decode(self.request("PUT", f"/volumes/{segment(ref)}/limits", body), VolumeInfo)
+
+    def profile_volume(self, ref: str, profile: DeviceProfile | None) -> VolumeInfo:
+        """Give a volume a device profile; None takes it away."""
+        body = {"profile": None if profile is None else profile_document(profile)}
+        return decode(self.request("PUT", f"/volumes/{segment(ref)}/profile", body), VolumeInfo)
 
     def list_snapshots(self, volume: str | None = None) -> list[SnapshotInfo]:
         """List all snapshots by id, or those of one volume."""

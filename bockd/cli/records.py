@@ -94,6 +94,8 @@ class Volume:
     """Of one in maintenance: who holds it, and what for."""
     limits: IoLimits = NO_IO_LIMITS
     """What its I/O is held to."""
+    profile: str | None = None
+    """The name of its device profile."""
     space: Space | None = None
     """None: not asked for; only `show` does."""
 
@@ -159,6 +161,7 @@ def read_volume(view: dict[str, Any], uri: str | None) -> Volume:
         cache=read_cache(backing["cache"]) if "cache" in backing else None,
         hold=backing.get("hold"),
         limits=read_limits(backing.get("limits", {})),
+        profile=backing.get("profile"),
     )
 
 

@@ -41,6 +41,7 @@ def trace() -> None:
 
 trace.add_lazily("record", "bockd.cli.recording:record")
 trace.add_lazily("replay", "bockd.cli.replaying:replay")
+trace.add_lazily("profile", "bockd.cli.profiling:profile_of_trace")
 
 
 @trace.command("report")

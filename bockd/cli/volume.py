@@ -12,6 +12,7 @@ import click
 
 from bockd.cli.arguments import new_name, reference
 from bockd.cli.asking import confirm
+from bockd.cli.client import connect as connect_control
 from bockd.cli.completion import complete_image, complete_snapshot, complete_volume
 from bockd.cli.iolimits import limit_fields
 from bockd.cli.lazy import LazyGroup
@@ -27,11 +28,12 @@ from bockd.cli.output import (
     report,
     say,
 )
+from bockd.cli.profiles import profile_option
 from bockd.cli.records import Cache, Snapshot, Volume
 from bockd.cli.sizes import format_exact_size, format_size, size_option
 from bockd.cli.storage import StorageClient, connect
-from bockd.errors import BockdError, ConflictError, DeniedError
-from bockd.model import NodeKind
+from bockd.errors import BockdError, ConflictError, DeniedError, NotSupportedError
+from bockd.model import DeviceProfile, NodeKind
 from bockd.pool.reports import Space
 
 
@@ -64,9 +66,15 @@ def volume() -> None:
     shell_complete=complete_image,
     help="Begin with what this image holds; --size may then be larger or absent.",
 )
+@profile_option("--profile")
 @json_option
 def create(
-    name: str, size: int | None, from_snapshot: str | None, image: str | None, as_json: bool
+    name: str,
+    size: int | None,
+    from_snapshot: str | None,
+    image: str | None,
+    profile: DeviceProfile | None,
+    as_json: bool,
 ) -> None:
     """Create the volume NAME, blank, or as a copy of a snapshot or an image.
 
@@ -76,12 +84,18 @@ def create(
     bock volume create web --size 10GiB
     bock volume create web-test --from-snapshot before-upgrade
     bock volume create web --image debian-12
+    bock volume create slow --size 10GiB --profile hdd-7200
     """
     if from_snapshot is not None and image is not None:
         raise click.UsageError("say --from-snapshot or --image, not both")
     if size is None and from_snapshot is None and image is None:
         raise click.UsageError("say --size, or --from-snapshot or --image to copy one")
-    created = connect().create_volume(name, size, from_snapshot, from_image=image)
+    if profile is not None:
+        connect_control().info()  # who may not ask it is told before there is a volume
+    client = connect()
+    created = client.create_volume(name, size, from_snapshot, from_image=image)
+    if profile is not None:
+        created = profiled(client, created, profile)
     waiting = ", which is being fetched" if created.status == "creating" else ""
     report(
         created,
@@ -121,6 +135,18 @@ def clone(volume: str, name: str, size: int | None, as_json: bool) -> None:
         *where_to_connect(created),
         as_json=as_json,
     )
+
+
+def profiled(client: StorageClient, created: Volume, profile: DeviceProfile) -> Volume:
+    """Give a new volume a device profile, and return it. Raises NotSupportedError if it is at a
+    daemon elsewhere."""
+    if created.uri is None:
+        raise NotSupportedError(
+            f"volume {created.id} ({created.name}) was created, without a profile: its daemon is "
+            "on another machine, where 'bock volume profile' gives it one"
+        )
+    connect_control().profile_volume(str(created.id), profile)
+    return client.find_volume(str(created.id))
 
 
 def where_to_connect(found: Volume) -> list[str]:
@@ -192,6 +218,7 @@ def volume_fields(found: Volume) -> list[tuple[str, str]]:
         *holder,
         *([] if found.cache is None else cache_fields(found.cache)),
         *limit_fields(found.limits),
+        *([] if found.profile is None else [("device profile", found.profile)]),
         *origin,
         *cloned,
         *image,
@@ -374,6 +401,7 @@ def release(volume: str, yes: bool, as_json: bool) -> None:
 volume.add_lazily("rename", "bockd.cli.editing:rename_volume")
 volume.add_lazily("set", "bockd.cli.editing:set_volume")
 volume.add_lazily("limit", "bockd.cli.limiting:limit_volume")
+volume.add_lazily("profile", "bockd.cli.profiling:profile_volume")
 volume.add_lazily("set-cache", "bockd.cli.caching:set_cache")
 volume.add_lazily("discard-cache", "bockd.cli.caching:discard_cache")
 volume.add_lazily("import", "bockd.cli.transfer:import_image")

@@ -35,6 +35,7 @@ from bockd.daemon.capacity import Capacity
 from bockd.daemon.walking import walk
 from bockd.errors import DamagedError, InUseError, NotFoundError
 from bockd.model import (
+    DeviceProfile,
     IoLimits,
     NodeKind,
     Server,
@@ -52,6 +53,7 @@ from bockd.pool.nodes import SNAPSHOTS, VOLUMES, Nodes
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.pool.reports import CheckReport, FamilyUsage, ScrubStatus, Space, SpacePage
 from bockd.pool.unsupported import no_backup, no_scrub, no_usage
+from bockd.profiles.document import check_profile
 from bockd.runtime.pace import Pace
 from bockd.validation import check_io_limits
 
@@ -130,6 +132,16 @@ class PoolControl:
         self._server.gates.refresh((volume,))
         return self._show_volume(volume)
 
+    async def profile_volume(self, ref: str, profile: DeviceProfile | None) -> VolumeInfo:
+        if profile is not None:
+            check_profile(profile)
+        volume = VolumeId(self._pool.find(NodeKind.VOLUME, ref))
+        await self._runner.run(
+            self._context.update(lambda txn: Nodes(txn).profile_volume(volume, profile))
+        )
+        self._server.gates.refresh((volume,))
+        return self._show_volume(volume)
+
     async def release_volume(self, ref: str) -> None:
         volume = self._pool.find(NodeKind.VOLUME, ref)
         await self._runner.run(self._pool.close_idle(NodeKind.VOLUME, volume))
@@ -166,6 +178,7 @@ class PoolControl:
             gateway=self._pool.holder(record),
             limits=self._context.limits_of(record),
             own_limits=record.limits is not None,
+            profile=record.profile,
         )
 
     # -- snapshots ---------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""Which limits hold for the volumes that are used here (bockd.throttle): those that the index has.
+"""Which limits and device profiles hold for the volumes that are used here (bockd.throttle): those
+that the index has.
 
 They are looked up when a client comes and when they are changed here. Where several daemons serve
 the pool another one may change them: then they are looked up again and again, too.
@@ -15,6 +16,7 @@ from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import StorageContext
 from bockd.errors import BockdError
 from bockd.model import NodeKind, VolumeId
+from bockd.profiles.document import check_profile
 from bockd.throttle.gates import Applied, Gates
 from bockd.validation import check_io_limits
 
@@ -48,7 +50,7 @@ class Limiting:
         except BockdError as error:
             if volume not in self._damaged:
                 self._damaged.add(volume)
-                log.warning("the limits of volume %s are not known: %s", volume, error)
+                log.warning("the limits and profile of volume %s are not known: %s", volume, error)
             return self._known.get(volume, Applied())
         if volume not in self._known:
             used = {volume, *self._gates}
@@ -61,14 +63,16 @@ class Limiting:
     def _recorded(self, volume: VolumeId) -> Applied:
         """Return the limits of a volume from the index. Raises BockdError."""
         with self._pool.nodes() as nodes:
-            limits = check_io_limits(self._context.limits_of(nodes.volume(volume)))
+            record = nodes.volume(volume)
+            limits = check_io_limits(self._context.limits_of(record))
+            profile = None if record.profile is None else check_profile(record.profile)
             ledger = Ledger(nodes.txn)
             owned = ledger.owned_volume(volume)
             if owned is None:
-                return Applied(limits)
+                return Applied(limits, profile=profile)
             tenant = ledger.tenant(owned.tenant)
         of_tenant = check_io_limits(self._context.tenant_limits_of(tenant))
-        return Applied(limits, owned.tenant, of_tenant)
+        return Applied(limits, owned.tenant, of_tenant, profile)
 
     async def run(self) -> None:
         """Follow what other gateways change, until cancelled. Return at once where there can be

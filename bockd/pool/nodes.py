@@ -16,7 +16,7 @@ import msgspec
 from bockd.errors import ConflictError, DamagedError, NotFoundError
 from bockd.index.keys import FIRST_KEY, LAST_KEY, id_key, key_id
 from bockd.index.tables import Table
-from bockd.model import IoLimits, NodeKind, SnapshotId, VolumeId
+from bockd.model import DeviceProfile, IoLimits, NodeKind, SnapshotId, VolumeId
 from bockd.pool.index import Transaction
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 
@@ -108,6 +108,12 @@ class Nodes:
         """Record a volume's own limits of I/O; None takes them away."""
         fields = msgspec.json.decode(self._payload(NodeKind.VOLUME, volume))
         fields["limits"] = limits
+        self.txn.put(VOLUMES, id_key(volume), msgspec.json.encode(fields))
+
+    def profile_volume(self, volume: VolumeId, profile: DeviceProfile | None) -> None:
+        """Record the device profile of a volume; None takes it away."""
+        fields = msgspec.json.decode(self._payload(NodeKind.VOLUME, volume))
+        fields["profile"] = profile
         self.txn.put(VOLUMES, id_key(volume), msgspec.json.encode(fields))
 
     def forget(self, kind: NodeKind, node: int, name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bockd.model import IoLimits, SnapshotId, VolumeId
+from bockd.model import DeviceProfile, IoLimits, SnapshotId, VolumeId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +24,9 @@ class VolumeRecord:
     limits: IoLimits | None = None
     """Its own, as the operator has set them. None: those that hold by default. Code that does not
     know this drops it, and holds the volume to nothing."""
+    profile: DeviceProfile | None = None
+    """What it is made to look like. Code that does not know this drops it: it is as fast then as
+    the pool, and does not fail."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,16 @@ from bockd.control import (
     VolumeStatistics,
 )
 from bockd.errors import ConflictError, InUseError, NotFoundError
-from bockd.model import MIB, NO_IO_LIMITS, IoLimits, NodeKind, Server, SnapshotId, VolumeId
+from bockd.model import (
+    MIB,
+    NO_IO_LIMITS,
+    DeviceProfile,
+    IoLimits,
+    NodeKind,
+    Server,
+    SnapshotId,
+    VolumeId,
+)
 from bockd.pool.gateways import Gateway
 from bockd.pool.reports import (
     CheckReport,
@@ -109,6 +118,11 @@ class MemoryControl:
             limits=NO_IO_LIMITS if limits is None else check_io_limits(limits),
             own_limits=limits is not None,
         )
+        return await self.show_volume(ref)
+
+    async def profile_volume(self, ref: str, profile: DeviceProfile | None) -> VolumeInfo:
+        found = self._find_volume(ref)
+        self._volumes[found.id] = dataclasses.replace(found, profile=profile)
         return await self.show_volume(ref)
 
     async def release_volume(self, ref: str) -> None:

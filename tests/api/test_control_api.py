@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -250,6 +251,37 @@ def test_limits_of_a_volume(tmp_path: Path) -> None:
         assert (await client.get("/control/v1/volumes/web")).json() == shown
         answer = await client.put(path, json={"limits": None})
         assert not answer.json()["own_limits"]
+
+    with_client(control, scenario)
+
+
+def test_profile_of_a_volume(tmp_path: Path) -> None:
+    control = MemoryControl(tmp_path)
+    control.add_volume("web")
+    path = "/control/v1/volumes/web/profile"
+
+    async def scenario(client: Client) -> None:
+        rule = {"operations": ["read"], "length_bytes": 4096}
+        wanted = {"name": "slow", "read_us": {"50": 5000}, "errors": [rule]}
+        answer = await client.put(path, json={"profile": wanted})
+        assert answer.status_code == 200
+        shown = (await client.get("/control/v1/volumes/web")).json()
+        assert shown == answer.json()
+        assert shown["profile"]["read_us"] == {"50": 5000}
+        assert shown["profile"]["errors"][0]["errno"] == "EIO"
+        bodies: list[dict[str, Any]] = [
+            {},
+            {"profile": 5},
+            {"profile": {}},
+            {"profile": {"name": "slow", "speed": 5}},
+            {"profile": {"name": "slow", "read_us": 5}},
+            {"profile": {"name": "slow", "errors": [{"errno": "EAGAIN"}]}},
+        ]
+        for body in bodies:
+            assert fault_of(await client.put(path, json=body))[:2] == (400, "invalid"), body
+        assert (await client.get("/control/v1/volumes/web")).json() == shown
+        answer = await client.put(path, json={"profile": None})
+        assert answer.json()["profile"] is None
 
     with_client(control, scenario)
 

@@ -13,7 +13,7 @@ import trio
 from bockd.blockstorage.contract import NewVolume, TenantId
 from bockd.blockstorage.records import TENANTS
 from bockd.daemon.limiting import LOOK_SECONDS, Limiting
-from bockd.model import GIB, NO_IO_LIMITS, IoLimits, IoRate, NodeKind, VolumeId
+from bockd.model import GIB, NO_IO_LIMITS, DeviceProfile, IoLimits, IoRate, NodeKind, VolumeId
 from bockd.pool.nodes import Nodes
 from bockd.runtime.steps import run_inline
 from bockd.throttle.gates import Applied, Gates
@@ -100,7 +100,7 @@ def test_limits_that_cannot_be_are_damage(
         assert limits.applied(volume) == Applied(OWN)
         assert limits.applied(other) == Applied()
     assert [one.getMessage().split(":")[0] for one in caplog.records] == [
-        f"the limits of volume {one} are not known" for one in (volume, other)
+        f"the limits and profile of volume {one} are not known" for one in (volume, other)
     ]
     limit(store, volume, DEFAULT)
     assert limits.applied(volume) == Applied(DEFAULT)
@@ -132,3 +132,23 @@ async def test_limits_that_another_gateway_sets_hold_here_soon(tmp_path: Path) -
             nursery.cancel_scope.cancel()
     store.pool.leave(NodeKind.VOLUME, volume)
     store.die()
+
+
+def give(store: Store, volume: VolumeId, profile: DeviceProfile | None) -> None:
+    store.pool.index.update(lambda txn: Nodes(txn).profile_volume(volume, profile))
+
+
+def test_profile_that_cannot_be_is_damage(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """The volume is used without it, or with the one that held before."""
+    volume = run_inline(store.pool.create_volume("disk", GIB)).id
+    limits = limiting(store)
+    slow = DeviceProfile(name="slow", read_us=5000)
+    for profile, applied in (
+        (DeviceProfile(name="slow", read_us=-1), None),
+        (slow, slow),
+        (DeviceProfile(name="slow", parallel=0), slow),
+        (None, None),
+    ):
+        give(store, volume, profile)
+        assert limits.applied(volume) == Applied(profile=applied)
+    assert caplog.text.count("are not known") == 2

@@ -15,6 +15,7 @@ from bockd.blockstorage.running import StorageContext
 from bockd.model import CacheMode, IoLimits, IoRate
 from bockd.pool.caches import CacheState
 from bockd.pool.nodes import Nodes
+from bockd.profiles.builtin import built_in
 from bockd.publictexts import NOT_WRITTEN_BACK
 
 from ..api.public import Served, fault_of, serving
@@ -64,6 +65,20 @@ def test_limits_are_shown_to_the_tenant(tmp_path: Path) -> None:
             "iops": {"per_second": 500, "burst": 2000, "burst_seconds": 30},
             "iops_size": 16384,
         }
+
+
+def test_name_of_a_profile_is_shown_to_the_tenant(tmp_path: Path) -> None:
+    made: list[StorageContext] = []
+
+    async def keep(context: StorageContext) -> None:
+        made.append(context)
+
+    with serving(on_pool(tmp_path / "pool", prepare=keep)) as served, served.client() as client:
+        volume = create(client)["id"]
+        assert "profile" not in show(client, volume)["bockd"]
+        profile = built_in("dying")
+        made[0].pool.index.update(lambda txn: Nodes(txn).profile_volume(volume, profile))
+        assert show(client, volume)["bockd"]["profile"] == "dying"
 
 
 def test_the_key_of_a_volume_and_of_a_snapshot(served: Served) -> None:

@@ -93,9 +93,8 @@ def test_a_snapshot_reads_the_same_as_local_and_as_neutral(index: LmdbIndex, end
 
 
 def test_a_local_volume_written_now_has_the_same_fields_as_before(index: LmdbIndex) -> None:
-    index.update(
-        lambda txn: txn.put(VOLUMES, id_key(7), VOLUME % b',"content_bytes":null,"limits":null')
-    )
+    stored = VOLUME % b',"content_bytes":null,"limits":null,"profile":null'
+    index.update(lambda txn: txn.put(VOLUMES, id_key(7), stored))
     with index.reading() as txn:
         volume, before = Catalogue(txn).volume(VolumeId(7)), txn.get(VOLUMES, id_key(7))
     index.update(lambda txn: Catalogue(txn).put_volume(volume))
