@@ -148,8 +148,8 @@ class PluginExports:
             found: list[tuple[NodeKind, Record]] = [(self._kind, self._only)]
         else:
             with self.owner.lock, self._registry.catalogue() as catalogue:
-                found = [(NodeKind.VOLUME, record) for record in catalogue.volumes()]
-                found += [(NodeKind.SNAPSHOT, record) for record in catalogue.snapshots()]
+                found = [(NodeKind.VOLUME, record) for record in catalogue.shown_volumes()]
+                found += [(NodeKind.SNAPSHOT, record) for record in catalogue.shown_snapshots()]
         return [
             (export_name(kind, record.name), export_description(kind, record.id))
             for kind, record in found

@@ -29,8 +29,8 @@ def find_unowned(txn: Transaction) -> tuple[list[VolumeRecord], list[SnapshotRec
     snapshots = {owned.snapshot.id for owned in ledger.all_snapshots()}
     snapshots |= {image.snapshot for image in ledger.images()}
     return (
-        [record for record in nodes.volumes() if record.id not in volumes],
-        [record for record in nodes.snapshots() if record.id not in snapshots],
+        [record for record in nodes.shown_volumes() if record.id not in volumes],
+        [record for record in nodes.shown_snapshots() if record.id not in snapshots],
     )
 
 

@@ -41,12 +41,12 @@ class PoolExports:
         """List the volumes by id, then the snapshots by id."""
         volumes = await walk(
             self._pool,
-            Nodes.volumes,
+            Nodes.shown_volumes,
             lambda _, page: [describe(NodeKind.VOLUME, one) for one in page],
         )
         snapshots = await walk(
             self._pool,
-            Nodes.snapshots,
+            Nodes.shown_snapshots,
             lambda _, page: [describe(NodeKind.SNAPSHOT, one) for one in page],
         )
         return [*volumes, *snapshots]

@@ -12,13 +12,14 @@ from typing import TypeVar
 from bockd.daemon.exporthandle import ExportHandle
 from bockd.daemon.exports import PoolExports
 from bockd.fuse.nodes import Node
-from bockd.model import NodeKind, SnapshotId, VolumeId
+from bockd.model import NodeKind
 from bockd.nbd.server.exports import OpenExport
 from bockd.nbd.server.nbd_server import NbdServer
 from bockd.nbd.server.statistics import ExportStatistics
 from bockd.pool.nodes import Nodes
 from bockd.pool.pool import Pool
 from bockd.pool.records import SnapshotRecord, VolumeRecord
+from bockd.pool.trash import record_of, refuse_trashed
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import blocking
 from bockd.throttle.gates import Gate
@@ -40,8 +41,8 @@ class PoolNodes:
     async def list_nodes(self, kind: NodeKind) -> list[Node]:
         def read(nodes: Nodes) -> list[Node]:
             if kind is NodeKind.VOLUME:
-                return [self._node(nodes, kind, record) for record in nodes.volumes()]
-            return [self._node(nodes, kind, record) for record in nodes.snapshots()]
+                return [self._node(nodes, kind, record) for record in nodes.shown_volumes()]
+            return [self._node(nodes, kind, record) for record in nodes.shown_snapshots()]
 
         return await self._read(read)
 
@@ -100,7 +101,7 @@ class PoolNodes:
 
 
 def _record(nodes: Nodes, kind: NodeKind, node: int) -> VolumeRecord | SnapshotRecord:
-    """NotFoundError for what was deleted since its name was looked up."""
-    if kind is NodeKind.VOLUME:
-        return nodes.volume(VolumeId(node))
-    return nodes.snapshot(SnapshotId(node))
+    """NotFoundError for what was deleted, or moved to the trash, since its name was looked up."""
+    record = record_of(nodes, kind, node)
+    refuse_trashed(kind, record)
+    return record

@@ -2,12 +2,16 @@
 
 VOLUMES and SNAPSHOTS have a JSON object for each id, NAMES the id for each name. A driver adds
 fields of its own to the objects; here they are passed over.
+
+What is in the trash (bockd.pool.trash) is in these tables, too: who accounts for what the pool
+holds meets it. `find`, `shown_volumes` and `shown_snapshots` are for frontends, and leave it out.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -18,7 +22,7 @@ from bockd.index.keys import FIRST_KEY, LAST_KEY, id_key, key_id
 from bockd.index.tables import Table
 from bockd.model import DeviceProfile, IoLimits, NodeKind, SnapshotId, VolumeId
 from bockd.pool.index import Transaction
-from bockd.pool.records import SnapshotRecord, VolumeRecord
+from bockd.pool.records import SnapshotRecord, Trashed, VolumeRecord
 
 log = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -28,6 +32,13 @@ SNAPSHOTS = Table(b"snapshots")
 NAMES = Table(b"names")
 
 _TABLES = {NodeKind.VOLUME: VOLUMES, NodeKind.SNAPSHOT: SNAPSHOTS}
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """What `is_trashed` reads of a record."""
+
+    trashed: Trashed | None = None
 
 
 def decode_record(kind: type[R], payload: bytes) -> R:
@@ -84,6 +95,23 @@ class Nodes:
         volumes."""
         return self._sound(SNAPSHOTS, SnapshotRecord)
 
+    def shown_volumes(self, after: int = 0) -> Iterator[VolumeRecord]:
+        """Yield the volumes that are not in the trash, as `volumes`. Raises DamagedError."""
+        return (record for record in self.volumes(after) if record.trashed is None)
+
+    def shown_snapshots(self, after: int = 0) -> Iterator[SnapshotRecord]:
+        """Yield the snapshots that are not in the trash, as `snapshots`. Raises DamagedError."""
+        return (record for record in self.snapshots(after) if record.trashed is None)
+
+    def is_trashed(self, kind: NodeKind, node: int) -> bool:
+        """Return whether a volume or snapshot is in the trash. One that does not exist, or whose
+        record is malformed, is not."""
+        payload = self.txn.get(_TABLES[kind], id_key(node))
+        try:
+            return payload is not None and decode_record(_Mark, payload).trashed is not None
+        except DamagedError:
+            return False
+
     def _payload(self, kind: NodeKind, node: int) -> bytes:
         payload = self.txn.get(_TABLES[kind], id_key(node))
         if payload is None:
@@ -116,6 +144,15 @@ class Nodes:
         fields["profile"] = profile
         self.txn.put(VOLUMES, id_key(volume), msgspec.json.encode(fields))
 
+    def rename(self, kind: NodeKind, node: int, name: str, trashed: Trashed | None) -> None:
+        """Give a volume or snapshot another name, as it is moved to the trash or from there. Raises
+        NotFoundError, ConflictError when another one of its kind has the name."""
+        fields = msgspec.json.decode(self._payload(kind, node))
+        self.free_name(kind, fields["name"])
+        self.take_name(kind, name, node)
+        fields["name"], fields["trashed"] = name, trashed
+        self.txn.put(_TABLES[kind], id_key(node), msgspec.json.encode(fields))
+
     def forget(self, kind: NodeKind, node: int, name: str) -> None:
         """Remove a record and free its name."""
         self.free_name(kind, name)
@@ -140,15 +177,20 @@ class Nodes:
 
     def find(self, kind: NodeKind, ref: str) -> int:
         """Return the id for an id in decimal or a name. A numeric ref is always an id. Raises
-        NotFoundError."""
+        NotFoundError, also for what is in the trash."""
+        node = self._id_of(kind, ref)
+        if node is None or self.is_trashed(kind, node):
+            raise NotFoundError(
+                f"there is no {kind} {ref[:300]!r}; 'bock {kind} list' shows what there is"
+            )
+        return node
+
+    def _id_of(self, kind: NodeKind, ref: str) -> int | None:
         if ref.isascii() and ref.isdigit():
-            if len(ref) < 20 and self.txn.get(_TABLES[kind], id_key(int(ref))) is not None:
-                return int(ref)
-        elif (payload := self.txn.get(NAMES, _name_key(kind, ref))) is not None:
-            return key_id(payload)
-        raise NotFoundError(
-            f"there is no {kind} {ref[:300]!r}; 'bock {kind} list' shows what there is"
-        )
+            there = len(ref) < 20 and self.txn.get(_TABLES[kind], id_key(int(ref))) is not None
+            return int(ref) if there else None
+        payload = self.txn.get(NAMES, _name_key(kind, ref))
+        return None if payload is None else key_id(payload)
 
 
 def _name_key(kind: NodeKind, name: str) -> bytes:

@@ -33,6 +33,9 @@ WithVolume = Callable[[Transaction, VolumeRecord], None]
 WithSnapshot = Callable[[Transaction, SnapshotRecord], None]
 """More to do in the transaction that creates or forgets this snapshot."""
 
+WithNode = Callable[[Transaction, VolumeRecord | SnapshotRecord], None]
+"""More to do in the transaction that moves this one to the trash, or from there."""
+
 Naming = Callable[[Nodes, int], str]
 """Chooses a valid, free name for a node whose id is known now."""
 
@@ -257,6 +260,21 @@ class Pool(Protocol):
         self, snapshot: SnapshotId, in_transaction: WithSnapshot = nothing_more
     ) -> Steps[None]:
         """Forget a snapshot; volumes made from it stay. Raises InUseError while it is read."""
+        ...
+
+    def trash(
+        self, kind: NodeKind, node: int, in_transaction: WithNode = nothing_more
+    ) -> Steps[None]:
+        """Move a volume or snapshot to the trash: it keeps its data, and nobody finds or opens it
+        any more. Raises InUseError while it is used, NotFoundError, NotSupportedError where
+        `Features.trash` says that there is none."""
+        ...
+
+    def restore(
+        self, kind: NodeKind, node: int, naming: Naming, in_transaction: WithNode = nothing_more
+    ) -> Steps[None]:
+        """Make one that is in the trash an ordinary one again, as it was. Raises NotFoundError for
+        one that is not there. `delete_volume` and `delete_snapshot` delete it for good."""
         ...
 
     def changes(

@@ -7,6 +7,16 @@ from dataclasses import dataclass
 from bockd.model import DeviceProfile, IoLimits, SnapshotId, VolumeId
 
 
+@dataclass(frozen=True, slots=True)
+class Trashed:
+    """What is in the record of a volume or snapshot while it is in the trash (bockd.pool.trash)."""
+
+    name: str
+    """What it was called."""
+    at: float
+    """When it was moved there."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeRecord:
     """A volume. Stored as a JSON object of these fields and the driver's own."""
@@ -27,6 +37,9 @@ class VolumeRecord:
     profile: DeviceProfile | None = None
     """What it is made to look like. Code that does not know this drops it: it is as fast then as
     the pool, and does not fail."""
+    trashed: Trashed | None = None
+    """None: it is not in the trash. Code that does not know this would show it, and is refused: a
+    pool has another format from the first one that is moved there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,4 +52,6 @@ class SnapshotRecord:
     size_bytes: int
     created_at: float
     content_bytes: int | None = None
+    """As the volume's."""
+    trashed: Trashed | None = None
     """As the volume's."""

@@ -116,6 +116,8 @@ class Shares:
     """What no volume shows: it returns when all snapshots are deleted."""
     images_bytes: int
     """What neither a volume nor a snapshot shows."""
+    trash_bytes: int = 0
+    """What only volumes and snapshots in the trash show: it returns when that is emptied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +127,14 @@ class NodeUsage:
     kind: NodeKind
     id: int
     name: str
-    """In the pool."""
+    """In the pool; of one in the trash, what it was called there."""
     size_bytes: int
     made_of: tuple[NodeKind, int] | None
     """Of the same family; None: that is deleted, or there was nothing."""
     space: Space
     with_below_bytes: int
     """They return when it is deleted, and all that was made of it."""
+    in_trash: bool = False
 
 
 @dataclass(frozen=True, slots=True)

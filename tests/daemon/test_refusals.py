@@ -13,7 +13,7 @@ from pathlib import Path
 import nbd
 import pytest
 
-from bockd.drivers.local.format.catalogue import FORMAT, META
+from bockd.drivers.local.format.catalogue import META, NEWEST_FORMAT
 from bockd.index.ballast import Ballast
 from bockd.index.index import LmdbIndex
 from bockd.pool.index import Transaction
@@ -63,7 +63,7 @@ def replace_pool_record(pool: Path, payload: bytes | None) -> bytes:
     def change(txn: Transaction) -> bytes:
         former = txn.get(META, b"pool")
         assert former is not None
-        newer = {**json.loads(former), "format": FORMAT + 1}
+        newer = {**json.loads(former), "format": NEWEST_FORMAT + 1}
         txn.put(META, b"pool", payload or json.dumps(newer).encode())
         return former
 
@@ -80,11 +80,11 @@ def test_a_pool_of_a_newer_format(stopped: Bockd) -> None:
     before = lasting(digest(pool))
 
     error = stopped.refusal_to_start()
-    assert f"format {FORMAT + 1}" in error
-    assert f"reads format {FORMAT} and older" in error
+    assert f"format {NEWEST_FORMAT + 1}" in error
+    assert f"reads format {NEWEST_FORMAT} and older" in error
     checked = stopped.run(program("bockd"), "check", "--repair")
     assert checked.status == 1
-    assert f"format {FORMAT + 1}" in checked.err
+    assert f"format {NEWEST_FORMAT + 1}" in checked.err
     assert lasting(digest(pool)) == before
 
     replace_pool_record(pool, record)

@@ -17,7 +17,7 @@ import lmdb
 import nbd
 import pytest
 
-from bockd.drivers.local.format.catalogue import FORMAT, META, Catalogue
+from bockd.drivers.local.format.catalogue import FORMAT, META, NEWEST_FORMAT, Catalogue
 from bockd.drivers.local.pool import LocalPool
 from bockd.index.ballast import Ballast
 from bockd.index.index import LmdbIndex
@@ -177,8 +177,8 @@ def test_a_pool_of_a_newer_format(pool: PoolDirectory) -> None:
 
         index.update(change)
 
-    set_format(FORMAT + 1)
-    assert f"the pool has format {FORMAT + 1}" in refusal(pool.parameter, "volume=disk1")
+    set_format(NEWEST_FORMAT + 1)
+    assert f"the pool has format {NEWEST_FORMAT + 1}" in refusal(pool.parameter, "volume=disk1")
     set_format(FORMAT)
     index.close()
 

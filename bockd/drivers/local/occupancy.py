@@ -31,7 +31,7 @@ from bockd.model import MapId, NodeKind, SnapshotId, VolumeId
 from bockd.pool.reports import Attributes, NodeSpace, Shares, Space, SpacePage
 from bockd.runtime.steps import blocking
 
-VOLUMES, SNAPSHOTS, IMAGES = range(3)
+VOLUMES, SNAPSHOTS, IMAGES, TRASH = range(4)
 """Classes of maps. A block counts for the first one that shows it."""
 
 
@@ -96,15 +96,16 @@ def _measure_page(
 
 
 def _measure_shares(registry: Registry, images: frozenset[SnapshotId]) -> Shares:
-    sums = [0, 0, 0]
+    sums = [0, 0, 0, 0]
     with registry.catalogue() as catalogue:
-        ranks = {volume.map: VOLUMES for volume in catalogue.volumes()}
+        ranks = {one.map: VOLUMES if one.trashed is None else TRASH for one in catalogue.volumes()}
         for snapshot in catalogue.snapshots():
-            ranks[snapshot.map] = IMAGES if snapshot.id in images else SNAPSHOTS
+            rank = IMAGES if snapshot.id in images else SNAPSHOTS
+            ranks[snapshot.map] = rank if snapshot.trashed is None else TRASH
         for _, family, dead in families(catalogue):
             living = {member: ranks.get(member, VOLUMES) for member in _living(family, dead)}
             tally = _tallied(catalogue, family, living)
-            for rank in (VOLUMES, SNAPSHOTS, IMAGES):
+            for rank in range(len(sums)):
                 sums[rank] += tally.class_bytes(rank)
     return Shares(*sums)
 

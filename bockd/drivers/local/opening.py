@@ -26,7 +26,8 @@ from bockd.drivers.local.volume.snapshot import Snapshot
 from bockd.drivers.local.volume.sweeping import Sweep
 from bockd.drivers.local.volume.volume import Volume
 from bockd.errors import BockdError, DamagedError, NoSpaceError, SyncFailedError, volume_failed
-from bockd.model import MapId, SnapshotId, VolumeId
+from bockd.model import MapId, NodeKind, SnapshotId, VolumeId
+from bockd.pool.trash import refuse_trashed
 from bockd.runtime.steps import Spawn, blocking
 from bockd.runtime.waiting import WriteGate
 
@@ -156,7 +157,8 @@ def _loader(store: StoreAccess, chain: tuple[MapId, ...], size_bytes: int) -> Le
 def _open_files(store: StoreAccess, volume: VolumeId) -> _OpenedFiles:
     lock = lock_volume(store, volume)
     try:
-        _, chain = _verified(store, lambda catalogue: catalogue.volume(volume))
+        found, chain = _verified(store, lambda catalogue: catalogue.volume(volume))
+        refuse_trashed(NodeKind.VOLUME, found)
         record = recover_if_needed(store, volume)
         remove_old_segments(store, volume, record.generation)
         sweep = Sweep.of(store, record.head) if volume in store.unswept else None
@@ -269,6 +271,7 @@ async def open_snapshot(store: StoreAccess, snapshot: SnapshotId, spawn: Spawn) 
         lock = lock_snapshot(store, snapshot, shared=True)
         try:
             record, chain = _verified(store, lambda catalogue: catalogue.snapshot(snapshot))
+            refuse_trashed(NodeKind.SNAPSHOT, record)
         except BaseException:
             lock.release()
             raise

@@ -24,6 +24,7 @@ from bockd.drivers.local.occupancy import (
 from bockd.drivers.local.registry import Registry
 from bockd.drivers.local.rotating import Rotations
 from bockd.drivers.local.snapshots import SnapshotOperations
+from bockd.drivers.local.trashing import TrashOperations
 from bockd.drivers.local.volumes import VolumeOperations
 from bockd.errors import named
 from bockd.index.index import LmdbIndex
@@ -36,6 +37,7 @@ from bockd.pool.pool import (
     EndConnections,
     Naming,
     VolumeCaches,
+    WithNode,
     WithSnapshot,
     WithVolume,
     nothing_more,
@@ -46,7 +48,12 @@ from bockd.pool.unsupported import no_cache
 from bockd.runtime.steps import Spawn, Steps, blocking
 
 FEATURES = Features(
-    driver="local", durable=True, hole_bytes=BLOCK_SIZE, shares_blocks=True, in_directory=True
+    driver="local",
+    durable=True,
+    hole_bytes=BLOCK_SIZE,
+    shares_blocks=True,
+    in_directory=True,
+    trash=True,
 )
 
 
@@ -61,6 +68,7 @@ class LocalPool:
         layers = registry.layer_maker
         self._volumes = VolumeOperations(registry, layers)
         self._snapshots = SnapshotOperations(registry, layers)
+        self._trash = TrashOperations(registry)
         registry.rotate = Rotations(registry, layers).rotate
 
     # -- the pool itself ---------------------------------------------------------------------
@@ -235,6 +243,18 @@ class LocalPool:
     ) -> Steps[None]:
         """See `Pool.delete_snapshot`."""
         return self._snapshots.delete(snapshot, in_transaction)
+
+    def trash(
+        self, kind: NodeKind, node: int, in_transaction: WithNode = nothing_more
+    ) -> Steps[None]:
+        """See `Pool.trash`."""
+        return self._trash.trash(kind, node, in_transaction)
+
+    def restore(
+        self, kind: NodeKind, node: int, naming: Naming, in_transaction: WithNode = nothing_more
+    ) -> Steps[None]:
+        """See `Pool.restore`."""
+        return self._trash.restore(kind, node, naming, in_transaction)
 
     def changes(
         self, older: SnapshotId, newer: SnapshotId, offset: int = 0, limit: int = 1000

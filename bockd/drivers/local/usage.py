@@ -65,15 +65,20 @@ def _family_usage(
             NodeUsage(
                 kind=key[0],
                 id=key[1],
-                name=nodes[member].name,
+                name=_called(nodes[member]),
                 size_bytes=nodes[member].size_bytes,
                 made_of=made_of[key] if parent[member] else None,
                 space=tally.space(member),
                 with_below_bytes=with_below[member],
+                in_trash=nodes[member].trashed is not None,
             )
             for key, member in sorted(shown.items(), key=lambda one: one[0][1])
         ),
     )
+
+
+def _called(record: VolumeRecord | SnapshotRecord) -> str:
+    return record.name if record.trashed is None else record.trashed.name
 
 
 def _key(record: VolumeRecord | SnapshotRecord) -> Key:

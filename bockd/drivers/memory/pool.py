@@ -35,18 +35,22 @@ from bockd.pool.pool import (
     EndConnections,
     Naming,
     VolumeCaches,
+    WithNode,
     WithSnapshot,
     WithVolume,
     nothing_more,
 )
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.pool.reports import Attributes, Changes, CheckReport, NodeSpace, Shares, Space, SpacePage
+from bockd.pool.trash import move_to_trash, record_of, refuse_trashed, take_from_trash
 from bockd.pool.unsupported import no_cache
 from bockd.runtime.steps import Steps
 from bockd.runtime.waiting import Mutex
 from bockd.validation import check_name, check_volume_size
 
-FEATURES = Features(driver="memory", durable=False, hole_bytes=BLOCK_SIZE, shares_blocks=False)
+FEATURES = Features(
+    driver="memory", durable=False, hole_bytes=BLOCK_SIZE, shares_blocks=False, trash=True
+)
 
 R = TypeVar("R", VolumeRecord, SnapshotRecord)
 
@@ -110,7 +114,7 @@ class MemoryPool:
         """See the contract; there is no other daemon."""
         async with self._exclusive(node):
             with self.nodes() as nodes:
-                _record(nodes, kind, node)
+                refuse_trashed(kind, record_of(nodes, kind, node))
                 if kind is NodeKind.VOLUME:
                     _refuse_failed(nodes, VolumeId(node))
             self._open.add((kind, node))
@@ -423,6 +427,33 @@ class MemoryPool:
             NodeKind.SNAPSHOT, snapshot, lambda nodes: nodes.snapshot(snapshot), in_transaction
         )
 
+    # -- the trash ---------------------------------------------------------------------------
+
+    async def trash(
+        self, kind: NodeKind, node: int, in_transaction: WithNode = nothing_more
+    ) -> None:
+        """See the contract."""
+
+        def change(txn: Transaction) -> None:
+            move_to_trash(Nodes(txn), kind, node, self.clock())
+            in_transaction(txn, record_of(Nodes(txn), kind, node))
+
+        async with self._exclusive(node):
+            self._refuse_used(kind, node)
+            self.index.update(change)
+
+    async def restore(
+        self, kind: NodeKind, node: int, naming: Naming, in_transaction: WithNode = nothing_more
+    ) -> None:
+        """See the contract."""
+
+        def change(txn: Transaction) -> None:
+            take_from_trash(Nodes(txn), kind, node, naming)
+            in_transaction(txn, record_of(Nodes(txn), kind, node))
+
+        async with self._exclusive(node):
+            self.index.update(change)
+
     async def changes(
         self, older: SnapshotId, newer: SnapshotId, offset: int = 0, limit: int = 1000
     ) -> Changes:
@@ -441,7 +472,7 @@ class MemoryPool:
     async def measure(self, kind: NodeKind, node: int) -> Space:
         """See the contract. Everything is exclusive: nothing is shared."""
         with self.nodes() as nodes:
-            _record(nodes, kind, node)
+            record_of(nodes, kind, node)
         return Space(self._stored_bytes(kind, node), 0)
 
     async def measure_all(self, after: int, until: Callable[[], bool]) -> SpacePage:
@@ -457,20 +488,24 @@ class MemoryPool:
 
     async def shares(self, images: frozenset[SnapshotId]) -> Shares:
         """See the contract."""
-        volumes = snapshots = shared = 0
+        volumes = snapshots = shared = trashed = 0
+        with self.nodes() as nodes:
+            in_trash = {key for key in self._devices if nodes.is_trashed(*key)}
         for kind, node in self._devices:
             stored = self._stored_bytes(kind, node)
-            if kind is NodeKind.VOLUME:
+            if (kind, node) in in_trash:
+                trashed += stored
+            elif kind is NodeKind.VOLUME:
                 volumes += stored
             elif SnapshotId(node) in images:
                 shared += stored
             else:
                 snapshots += stored
-        return Shares(volumes, snapshots, shared)
+        return Shares(volumes, snapshots, shared, trashed)
 
     def attributes(self, nodes: Nodes, kind: NodeKind, node: int) -> Attributes:
         """See the contract."""
-        record = _record(nodes, kind, node)
+        record = record_of(nodes, kind, node)
         device = self._devices.get((kind, node))
         if device is None:  # deleted since the transaction of `nodes` began
             return Attributes(0, record.created_at)
@@ -522,12 +557,6 @@ def _frozen(device: MemoryDevice) -> MemoryDevice:
     frozen = MemoryDevice(device.size_bytes, read_only=True)
     frozen.show(device)
     return frozen
-
-
-def _record(nodes: Nodes, kind: NodeKind, node: int) -> VolumeRecord | SnapshotRecord:
-    if kind is NodeKind.VOLUME:
-        return nodes.volume(VolumeId(node))
-    return nodes.snapshot(SnapshotId(node))
 
 
 def _refuse_failed(nodes: Nodes, volume: VolumeId) -> None:

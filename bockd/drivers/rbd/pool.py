@@ -30,9 +30,17 @@ from bockd.pool.device import BlockDevice
 from bockd.pool.features import Features
 from bockd.pool.gateways import Addresses, Gateway
 from bockd.pool.nodes import Nodes
-from bockd.pool.pool import EndConnections, Naming, WithSnapshot, WithVolume, nothing_more
+from bockd.pool.pool import (
+    EndConnections,
+    Naming,
+    WithNode,
+    WithSnapshot,
+    WithVolume,
+    nothing_more,
+)
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.pool.reports import Attributes, Changes, CheckReport, Shares, Space, SpacePage
+from bockd.pool.unsupported import no_trash
 from bockd.publictexts import discretion
 from bockd.runtime.steps import Spawn, Steps, blocking_apart, call_apart
 
@@ -279,6 +287,18 @@ class RbdPool:
     ) -> Steps[None]:
         """See `Pool.delete_snapshot`."""
         return self._snapshots.delete(snapshot, in_transaction)
+
+    async def trash(
+        self, kind: NodeKind, node: int, in_transaction: WithNode = nothing_more
+    ) -> None:
+        """See `Pool.trash`. Raises NotSupportedError."""
+        raise no_trash(self.features.driver)
+
+    async def restore(
+        self, kind: NodeKind, node: int, naming: Naming, in_transaction: WithNode = nothing_more
+    ) -> None:
+        """See `Pool.restore`. Raises NotSupportedError."""
+        raise no_trash(self.features.driver)
 
     def changes(
         self, older: SnapshotId, newer: SnapshotId, offset: int = 0, limit: int = 1000

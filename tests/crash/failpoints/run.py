@@ -119,6 +119,20 @@ OF_THE_CACHE = frozenset(
 OF_WRITE_BACK = frozenset(one for one in Failpoint if one.value.startswith("writeback."))
 """Of write-back in front of such pools; tests/drivers/writeback/test_dying.py comes to them."""
 
+OF_THE_TRASH = frozenset(
+    {
+        Failpoint.TRASH_CLOSED,
+        Failpoint.TRASH_CHANGED,
+        Failpoint.TRASH_COMMITTED,
+        Failpoint.RESTORE_CHANGED,
+        Failpoint.RESTORE_COMMITTED,
+        Failpoint.API_TRASHED,
+        Failpoint.API_RESTORED,
+        Failpoint.API_TRASH_FORGOTTEN,
+    }
+)
+"""Of daemons that keep what is deleted; test_trash.py comes to them."""
+
 NOT_HERE = (
     OF_PACKED_HEADS
     | OF_THE_SHARED_INDEX
@@ -127,6 +141,7 @@ NOT_HERE = (
     | OF_LEFTOVERS
     | OF_THE_CACHE
     | OF_WRITE_BACK
+    | OF_THE_TRASH
 )
 
 EXPECTED_LOG = re.compile(

@@ -13,7 +13,9 @@ import pytest
 from bockd.drivers.local.format import catalogue
 from bockd.drivers.local.format.catalogue import (
     FORMAT,
+    FORMAT_WITH_TRASH,
     LAYERS,
+    NEWEST_FORMAT,
     OLDEST_FORMAT,
     Catalogue,
     LayerRecord,
@@ -24,7 +26,7 @@ from bockd.drivers.local.pool import LocalPool
 from bockd.drivers.local.poolfiles import join_store
 from bockd.errors import PoolFormatError
 from bockd.index.keys import id_key
-from bockd.model import MIB
+from bockd.model import MIB, NodeKind
 from bockd.pool.index import Transaction
 from bockd.runtime.steps import Steps, run_inline
 from tests.drivers.local.named import volume_named
@@ -116,13 +118,34 @@ def test_a_layer_recorded_by_older_code_is_raw(root: Path) -> None:
 
 
 def test_a_newer_pool_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put_format(root, FORMAT + 1)
-    refuses(root, monkeypatch, ours=FORMAT, found=FORMAT + 1)
+    put_format(root, NEWEST_FORMAT + 1)
+    refuses(root, monkeypatch, ours=NEWEST_FORMAT, found=NEWEST_FORMAT + 1)
+
+
+def test_a_pool_without_a_trash_can_still_go_to_older_code(root: Path) -> None:
+    """Until something is moved to the trash; and then for good."""
+    with opened(root) as pool:
+        volume = volume_named(pool, "kept")
+    assert record_of(root).format == FORMAT < FORMAT_WITH_TRASH
+    with opened(root) as pool:
+        run_inline(pool.trash(NodeKind.VOLUME, volume))
+    assert record_of(root).format == FORMAT_WITH_TRASH
+    with opened(root) as pool:
+        run_inline(pool.restore(NodeKind.VOLUME, volume, lambda _nodes, _node: "kept"))
+    assert record_of(root).format == FORMAT_WITH_TRASH
+
+
+def test_older_code_refuses_a_pool_with_a_trash(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(root) as pool:
+        run_inline(pool.trash(NodeKind.VOLUME, volume_named(pool, "kept")))
+    refuses(root, monkeypatch, ours=FORMAT, found=FORMAT_WITH_TRASH)
 
 
 def refuses(root: Path, monkeypatch: pytest.MonkeyPatch, *, ours: int, found: int) -> None:
     """By name, and without touching it."""
-    monkeypatch.setattr(catalogue, "FORMAT", ours)
+    monkeypatch.setattr(catalogue, "NEWEST_FORMAT", ours)
     data = Layout(root).index_data
     before = data.read_bytes()
     said = f"^the pool has format {found}, this bockd reads format {ours} and older; use the"

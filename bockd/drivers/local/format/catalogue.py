@@ -41,7 +41,7 @@ LAYERS = Table(b"layers")
 HOMES = Table(b"homes")
 
 FORMAT = 4
-"""The on-disk format that this code writes. A pool with a higher one is refused.
+"""The on-disk format that this code gives a pool when it takes it over.
 
 1: as it was before blocks had checksums. Its code would drop blocks and keep their checksums, and
 so must refuse a pool that has some.
@@ -51,9 +51,17 @@ would take such a journal for damaged, and `check --repair` of it would drop it.
 4: layers may be packed (format.cells). Older code would read these at the wrong offsets.
 """
 
+FORMAT_WITH_TRASH = 5
+"""4, and volumes and snapshots may be in the trash (bockd.pool.trash). Older code would show them
+to everybody, and restore them in part. A pool has this format from the first one that is moved
+there (`Catalogue.begin_trash`): until then older code may take it over."""
+
+NEWEST_FORMAT = FORMAT_WITH_TRASH
+"""A pool with a higher one is refused."""
+
 OLDEST_FORMAT = 1
-"""The oldest that this code reads: 2 to 4 only add to it. Whoever manages a pool makes it a
-`FORMAT` at once (`Catalogue.upgrade`)."""
+"""The oldest that this code reads: 2 to 5 only add to it. Whoever manages a pool makes it a
+`FORMAT` at once, if it is older (`Catalogue.upgrade`)."""
 
 NO_MAP = MapId(0)
 """The parent of a map that falls through to nothing: absent leaves are holes."""
@@ -191,17 +199,23 @@ class Catalogue(Nodes):
         if payload is None:
             return None
         found = msgspec.json.decode(payload).get("format")
-        if not isinstance(found, int) or not OLDEST_FORMAT <= found <= FORMAT:
+        if not isinstance(found, int) or not OLDEST_FORMAT <= found <= NEWEST_FORMAT:
             raise PoolFormatError(
-                f"the pool has format {found}, this bockd reads format {FORMAT} and older; "
+                f"the pool has format {found}, this bockd reads format {NEWEST_FORMAT} and older; "
                 "use the bockd that wrote it, or a newer one"
             )
         return decode_record(PoolRecord, payload)
 
     def upgrade(self, record: PoolRecord) -> None:
         """Convert a pool of an older format to ours. Older code refuses it from then on."""
-        if record.format != FORMAT:
+        if record.format < FORMAT:
             self.put_pool(replace(record, format=FORMAT))
+
+    def begin_trash(self) -> None:
+        """Note that something is moved to the trash: older code refuses the pool from then on."""
+        pool = self._pool()
+        if pool.format < FORMAT_WITH_TRASH:
+            self.put_pool(replace(pool, format=FORMAT_WITH_TRASH))
 
     def put_pool(self, record: PoolRecord) -> None:
         self.txn.put(META, _POOL_KEY, msgspec.json.encode(record))

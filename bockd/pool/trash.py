@@ -1,0 +1,67 @@
+"""The trash: volumes and snapshots that were deleted and are kept for some time.
+
+One in the trash keeps its id, its record and its data, so that all that accounts for the pool's
+data goes on as before. It has another name, `trash-ID`, so that its own can be taken; its record
+says what it was called. It cannot be opened or found: it is either restored or deleted for good.
+
+Who may restore it, and until when, is block storage's business (bockd.blockstorage.trash).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+
+from bockd.errors import NotFoundError
+from bockd.model import NodeKind, SnapshotId, VolumeId
+from bockd.pool.nodes import Nodes
+from bockd.pool.pool import Naming
+from bockd.pool.records import SnapshotRecord, Trashed, VolumeRecord
+from bockd.validation import check_name
+
+PREFIX = "trash-"
+
+
+def move_to_trash(nodes: Nodes, kind: NodeKind, node: int, at: float) -> None:
+    """Move a volume or snapshot to the trash, in the transaction of `nodes`. Raises NotFoundError,
+    also for what is there already."""
+    record = record_of(nodes, kind, node)
+    refuse_trashed(kind, record)
+    names = (f"{PREFIX}{node}" + suffix for suffix in _suffixes())
+    free = next(name for name in names if nodes.name_is_free(kind, name))
+    nodes.rename(kind, node, free, Trashed(record.name, at))
+
+
+def take_from_trash(nodes: Nodes, kind: NodeKind, node: int, naming: Naming) -> None:
+    """Make a volume or snapshot that is in the trash an ordinary one again, in the transaction of
+    `nodes`. Raises NotFoundError for what is not there, ConflictError for a name that is taken."""
+    if record_of(nodes, kind, node).trashed is None:
+        raise not_in_trash(kind, node)
+    nodes.rename(kind, node, check_name(naming(nodes, node)), None)
+
+
+def refuse_trashed(kind: NodeKind, record: VolumeRecord | SnapshotRecord) -> None:
+    """Raise NotFoundError for a volume or snapshot that is in the trash."""
+    if record.trashed is not None:
+        raise NotFoundError(
+            f"{kind} {record.id} ({record.trashed.name}) is in the trash: "
+            f"'bock trash restore {record.id}' brings it back"
+        )
+
+
+def not_in_trash(kind: NodeKind, node: int) -> NotFoundError:
+    """Return the error for a volume or snapshot that is not in the trash."""
+    return NotFoundError(f"{kind} {node} is not in the trash; 'bock trash list' shows what is")
+
+
+def record_of(nodes: Nodes, kind: NodeKind, node: int) -> VolumeRecord | SnapshotRecord:
+    """Return the record of a volume or snapshot. Raises NotFoundError, DamagedError."""
+    if kind is NodeKind.VOLUME:
+        return nodes.volume(VolumeId(node))
+    return nodes.snapshot(SnapshotId(node))
+
+
+def _suffixes() -> Iterator[str]:
+    """Somebody may have called another one so."""
+    yield ""
+    yield from (f"-{number}" for number in count(2))
