@@ -26,12 +26,14 @@ from bockd.blockstorage.records import (
     export_key,
     owned_key,
 )
+from bockd.blockstorage.trashrecords import TRASH, TrashRecord, counted_too
+from bockd.blockstorage.working import Key
 from bockd.errors import DamagedError
 from bockd.index.keys import FIRST_KEY, LAST_KEY, id_key
 from bockd.index.tables import Table
 from bockd.model import NodeKind
 from bockd.pool.index import Transaction
-from bockd.pool.nodes import SNAPSHOTS, VOLUMES
+from bockd.pool.nodes import SNAPSHOTS, VOLUMES, Nodes
 
 _ANY_KEY = LAST_KEY + b"\xff" * 500
 
@@ -43,6 +45,7 @@ def find_problems(txn: Transaction) -> tuple[str, ...]:
     volumes = _readable(txn, API_VOLUMES, OwnedVolume, unreadable)
     snapshots = _readable(txn, API_SNAPSHOTS, OwnedSnapshot, unreadable)
     tenants = _readable(txn, TENANTS, TenantRecord, unreadable)
+    trash = _readable(txn, TRASH, TrashRecord, unreadable)
     problems = [
         *_without_node(txn, volumes, snapshots),
         *_wrong_attachments(volumes),
@@ -50,7 +53,8 @@ def find_problems(txn: Transaction) -> tuple[str, ...]:
     ]
     if not unreadable:
         problems += _wrong_keys(txn, volumes, snapshots)
-        problems += _wrong_usage(tenants, volumes, snapshots)
+        problems += _wrong_usage(tenants, volumes, snapshots, trash)
+        problems += _wrong_trash(txn, volumes, snapshots, trash)
     return (*unreadable, *problems)
 
 
@@ -115,7 +119,10 @@ def _wrong_attachments(volumes: list[OwnedVolume]) -> Iterator[str]:
 
 
 def _wrong_usage(
-    tenants: list[TenantRecord], volumes: list[OwnedVolume], snapshots: list[OwnedSnapshot]
+    tenants: list[TenantRecord],
+    volumes: list[OwnedVolume],
+    snapshots: list[OwnedSnapshot],
+    trash: list[TrashRecord],
 ) -> Iterator[str]:
     counted: dict[TenantId, Usage] = {}
     for owned in volumes:
@@ -127,10 +134,38 @@ def _wrong_usage(
         used = counted.get(found.tenant, Usage())
         more = int(found.snapshot.consumes_quota)
         counted[found.tenant] = replace(used, snapshots=used.snapshots + more)
+    for kept in trash:
+        counted[kept.tenant] = counted_too(counted.get(kept.tenant, Usage()), kept)
     recorded = {record.tenant.id: record.used for record in tenants}
     for tenant in recorded.keys() | counted.keys():
         if recorded.get(tenant, Usage()) != counted.get(tenant, Usage()):
             yield f"tenant {tenant} has {counted.get(tenant)}, recorded is {recorded.get(tenant)}"
+
+
+def _wrong_trash(
+    txn: Transaction,
+    volumes: list[OwnedVolume],
+    snapshots: list[OwnedSnapshot],
+    trash: list[TrashRecord],
+) -> Iterator[str]:
+    nodes = Nodes(txn)
+    marked: set[Key] = {
+        *((NodeKind.VOLUME, one.id) for one in nodes.sound_volumes() if one.trashed is not None),
+        *((NodeKind.SNAPSHOT, one.id) for one in nodes.sound_snapshots() if one.trashed is not None),
+    }
+    recorded: set[Key] = {(record.kind, record.node.id) for record in trash}
+    for kind, node in sorted(recorded - marked):
+        yield f"{kind} {node} is recorded as being in the trash, and is not there in the pool"
+    for kind, node in sorted(marked - recorded):
+        yield f"{kind} {node} is in the trash, and no tenant's: nothing restores or deletes it"
+    owned: set[Key] = {
+        *((NodeKind.VOLUME, one.volume.id) for one in volumes),
+        *((NodeKind.SNAPSHOT, one.snapshot.id) for one in snapshots),
+    }
+    for kind, node in sorted(recorded & owned):
+        yield f"{kind} {node} is in the trash, and a tenant has it all the same"
+    if set(txn.keys(TRASH, FIRST_KEY, _ANY_KEY)) != {record.key for record in trash}:
+        yield f"table {TRASH} has a record under another one's key"
 
 
 def _wrong_images(

@@ -13,6 +13,7 @@ from bockd.blockstorage.contract import Attachment, Backing, Quota
 from bockd.blockstorage.plugging import Devices, NoDevices
 from bockd.blockstorage.quota import DEFAULT_QUOTA
 from bockd.blockstorage.records import TenantRecord
+from bockd.blockstorage.trashcontract import NO_TRASH, TrashRules
 from bockd.errors import ForbiddenError
 from bockd.model import NO_IO_LIMITS, IoLimits, NodeKind, export_name
 from bockd.pool.caches import CacheState
@@ -111,6 +112,7 @@ class StorageContext:
     """Of the I/O of volumes that have none of their own."""
     tenant_limits: IoLimits = NO_IO_LIMITS
     """Of the I/O of all volumes of a tenant together, where the tenant has none of its own."""
+    trash: TrashRules = NO_TRASH
     strict_servers: bool = False
     """Only registered servers exist."""
     daemon: str = field(default_factory=lambda: secrets.token_hex(8))

@@ -28,8 +28,10 @@ from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import OperationRunner, StorageContext
 from bockd.blockstorage.servers import Servers
 from bockd.blockstorage.snapshots import Snapshots
+from bockd.blockstorage.trash import Trash
+from bockd.blockstorage.trashservice import PoolTrash
 from bockd.blockstorage.volumes import Volumes, refuse_fetched
-from bockd.model import CacheMode, Server, SnapshotId, VolumeId
+from bockd.model import CacheMode, NodeKind, Server, SnapshotId, VolumeId
 from bockd.pool.gateways import Gateway
 from bockd.pool.reports import Changes as SnapshotChanges
 from bockd.pool.reports import Space
@@ -67,6 +69,14 @@ EXTENSIONS = (
         "differ, and the actions os-extend, revert, bockd-reopen, bockd-set-cache, "
         "bockd-discard-cache, bockd-hold and bockd-release of a volume.",
     ),
+    Extension(
+        "bockd-trash",
+        "BockdTrash",
+        _NAMESPACE.format("bockd-trash"),
+        "2026-11-29T00:00:00+00:00",
+        "Volumes and snapshots that were deleted and are kept for some time: they can be restored, "
+        "or deleted for good.",
+    ),
 )
 """The three resources of the specification beyond OpenStack Compute 1.1 (4.1), and ours."""
 
@@ -87,6 +97,8 @@ class PoolBlockStorage:
         self._holds = Holds(context)
         self._attachments = Attachments(context)
         self._servers = Servers(context)
+        self._trashes = Trash(context)
+        self.trash = PoolTrash(self._trashes, runner)
         self._exports = context.exports
 
     async def list_volumes(self, tenant: TenantId, page: Page = EVERYTHING) -> list[Volume]:
@@ -111,7 +123,10 @@ class PoolBlockStorage:
     async def delete_volume(
         self, tenant: TenantId, volume: VolumeId, hold: str | None = None
     ) -> None:
-        await self._runner.run(self._volumes.delete(tenant, volume, hold))
+        if self._trashes.keeps(tenant, NodeKind.VOLUME, volume):
+            await self._runner.run(self._trashes.put(tenant, NodeKind.VOLUME, volume, hold))
+        else:
+            await self._runner.run(self._volumes.delete(tenant, volume, hold))
 
     async def extend_volume(self, tenant: TenantId, volume: VolumeId, size_bytes: int) -> None:
         await self._runner.run(self._changes.extend(tenant, volume, size_bytes))
@@ -159,7 +174,10 @@ class PoolBlockStorage:
         return self._snapshots.show(tenant, snapshot)
 
     async def delete_snapshot(self, tenant: TenantId, snapshot: SnapshotId) -> None:
-        await self._runner.run(self._snapshots.delete(tenant, snapshot))
+        if self._trashes.keeps(tenant, NodeKind.SNAPSHOT, snapshot):
+            await self._runner.run(self._trashes.put(tenant, NodeKind.SNAPSHOT, snapshot))
+        else:
+            await self._runner.run(self._snapshots.delete(tenant, snapshot))
 
     async def list_attachments(self, tenant: TenantId, server: str) -> list[Attachment]:
         return self._attachments.list(tenant, server)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from bockd.blockstorage.contract import Quota, Tenant, TenantId, Usage, UserId
 from bockd.blockstorage.records import AccessKeyRecord, Ledger, TenantRecord, UserRecord
+from bockd.blockstorage.trashrecords import TrashLedger
 from bockd.errors import ConflictError, InUseError, NotFoundError
 from bockd.identity.secrethash import hash_secret, new_secret
 from bockd.model import IoLimits
@@ -245,6 +246,11 @@ def _refuse_with_belongings(ledger: Ledger, record: TenantRecord) -> None:
         raise InUseError(
             f"tenant {tenant.name!r} has {_counted(len(volumes), 'volume')} and "
             f"{_counted(len(snapshots), 'snapshot')}; delete them first, as one of its users"
+        )
+    if kept := len(TrashLedger(ledger.txn).of_tenant(tenant.id)):
+        raise InUseError(
+            f"tenant {tenant.name!r} has {kept} in the trash; empty it first, with 'bock trash "
+            "empty' as one of its users"
         )
     servers = [server.name for server in ledger.servers() if server.tenant == tenant.id]
     if servers:

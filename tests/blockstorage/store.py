@@ -25,6 +25,7 @@ from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.recount import find_problems
 from bockd.blockstorage.running import ExportPublisher, NoPublisher, StorageContext
 from bockd.blockstorage.service import PoolBlockStorage
+from bockd.blockstorage.trashcontract import NO_TRASH, TrashRules
 from bockd.drivers.local.integrity.check import check_open_pool
 from bockd.drivers.local.pool import LocalPool
 from bockd.identity.accounts import Accounts
@@ -48,18 +49,25 @@ class Store:
         exports: ExportPublisher | None = None,
         quota: Quota = AMPLE,
         devices: Devices | None = None,
+        trash: TrashRules = NO_TRASH,
     ) -> None:
         self.root = root
         self.exports = exports or NoPublisher()
         self.devices = devices or NoDevices()
         self.quota = quota
+        self.trash = trash
         self.start()
 
     def start(self) -> None:
         self.background = Background()
         self.pool = LocalPool.open(self.root, self.background.spawn)
         self.context = StorageContext(
-            self.pool, self.exports, self.quota, devices=self.devices, daemon="test"
+            self.pool,
+            self.exports,
+            self.quota,
+            devices=self.devices,
+            daemon="test",
+            trash=self.trash,
         )
         run_inline(self.pool.registry.recover_volumes())
         run_inline(resolve_interrupted(self.context))

@@ -29,8 +29,9 @@ from bockd.blockstorage.interrupted import detaching, finish_detaching
 from bockd.blockstorage.records import ImageRecord, Ledger
 from bockd.blockstorage.servers import Servers
 from bockd.blockstorage.snapshots import Snapshots
+from bockd.blockstorage.trash import Trash
 from bockd.blockstorage.volumes import Volumes
-from bockd.model import GIB, MIB, Server, ServerKind, SnapshotId
+from bockd.model import GIB, MIB, NodeKind, Server, ServerKind, SnapshotId
 from bockd.runtime.steps import Blocking, Steps, run_inline
 from tests.blockstorage.store import Store, first_byte, force_status, running, write_first_byte
 
@@ -69,6 +70,14 @@ CHANGES: dict[str, Change] = {
     "detach from a machine": lambda s, t, v: Attachments(s.context).detach(
         t, "vm2", _attached(s, t, "vm2").id
     ),
+    "move to the trash": lambda s, t, v: Trash(s.context).put(t, NodeKind.VOLUME, v.id),
+    "move to the trash, open": lambda s, t, v: _trash_open(s, t, v),
+    "move a snapshot to the trash": lambda s, t, v: Trash(s.context).put(
+        t, NodeKind.SNAPSHOT, _snapshot(s, t)
+    ),
+    "restore": lambda s, t, v: Trash(s.context).restore(t, _kept(s, t)),
+    "delete from the trash": lambda s, t, v: Trash(s.context).delete(t, _kept(s, t)),
+    "empty the trash": lambda s, t, v: Trash(s.context).empty(t),
     "add a server": lambda s, t, v: Servers(s.context).add(Server("new", ServerKind.HOST)),
     "remove a server": lambda s, t, v: Servers(s.context).remove("vm1"),
 }
@@ -98,6 +107,16 @@ def _extend_open(store: Store, tenant: TenantId, volume: Volume) -> Steps[object
     return _changes(store).extend(tenant, volume.id, 3 * GIB)
 
 
+def _trash_open(store: Store, tenant: TenantId, volume: Volume) -> Steps[object]:
+    run_inline(store.pool.registry.use_volume(volume.id))
+    store.pool.registry.leave_volume(volume.id)
+    return Trash(store.context).put(tenant, NodeKind.VOLUME, volume.id)
+
+
+def _kept(store: Store, tenant: TenantId) -> int:
+    return store.run(lambda s: s.trash.list(tenant))[0].id
+
+
 def _snapshot(store: Store, tenant: TenantId) -> SnapshotId:
     return store.run(lambda s: s.list_snapshots(tenant))[0].id
 
@@ -114,7 +133,8 @@ def _attached(store: Store, tenant: TenantId, server: str = "9") -> Volume:
 
 def prepare(store: Store) -> None:
     """A tenant with a volume, a snapshot of it from before it was overwritten, others that are
-    attached, to a plain server and to a machine, and one that has failed; an image."""
+    attached, to a plain server and to a machine, and one that has failed; an image; a volume in the
+    trash."""
     tenant = store.tenant("acme")
     volume = store.volume(tenant, 1, "first")
     write_first_byte(store, volume.id, 1)
@@ -133,6 +153,8 @@ def prepare(store: Store) -> None:
     store.background.run()
     store.pool.registry.leave_volume(failed.id)
     run_inline(_import(store, "old", "0" * 64))
+    kept = store.volume(tenant, 1, "kept")
+    run_inline(Trash(store.context).put(tenant, NodeKind.VOLUME, kept.id))
 
 
 def known(store: Store) -> tuple[TenantId, Volume]:
@@ -156,6 +178,7 @@ def state(store: Store, tenant: TenantId) -> tuple[object, ...]:
         content,
         [(v.id, v.status, v.size_gib, v.attachment and v.attachment.server_id) for v in volumes],
         [(s.id, s.status, s.size_gib) for s in snapshots],
+        [(one.kind, one.id) for one in store.run(lambda s: s.trash.list(tenant))],
         store.run(lambda s: s.limits(tenant)).used,
         [(server.name, server.kind) for server in Servers(store.context).all()],
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import msgspec
 import pytest
 import trio
 
@@ -12,12 +13,15 @@ from bockd.blockstorage import volumes
 from bockd.blockstorage.contract import NewVolume, Status, TenantId, Usage, Volume
 from bockd.blockstorage.records import API_VOLUMES, ATTACHED, EXPORTS, IMAGES, OWNED, Ledger
 from bockd.blockstorage.recount import find_problems
+from bockd.blockstorage.trashrecords import TRASH, TrashRecord
 from bockd.drivers.local.format.catalogue import LocalVolumeRecord
 from bockd.errors import DeviceError
 from bockd.index.keys import id_key
 from bockd.index.tables import Table
+from bockd.model import NodeKind
 from bockd.pool.index import Transaction
-from bockd.pool.nodes import SNAPSHOTS, VOLUMES
+from bockd.pool.nodes import SNAPSHOTS, VOLUMES, Nodes
+from bockd.pool.trash import move_to_trash
 from tests.blockstorage.store import Store
 
 Damage = Callable[[Transaction, TenantId, Volume], object]
@@ -37,6 +41,10 @@ def _all(txn: Transaction, table: Table) -> None:
         txn.delete(table, key)
 
 
+def _kept(tenant: TenantId, volume: Volume) -> TrashRecord:
+    return TrashRecord(tenant, 1.0, 2.0, counted=False, volume=replace(volume, backing=None))
+
+
 DAMAGES: dict[str, tuple[Damage, str]] = {
     "usage": (_usage, "recorded is"),
     "status": (_status, "is in-use, attached: False"),
@@ -48,6 +56,28 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         "has no volume in the pool",
     ),
     "no snapshot": (lambda txn, _t, _v: _all(txn, SNAPSHOTS), "no snapshot in the pool"),
+    "not in the pool's trash": (
+        lambda txn, t, v: txn.put(TRASH, _kept(t, v).key, msgspec.json.encode(_kept(t, v))),
+        "is recorded as being in the trash, and is not there in the pool",
+    ),
+    "in the trash and not": (
+        lambda txn, t, v: txn.put(TRASH, _kept(t, v).key, msgspec.json.encode(_kept(t, v))),
+        "is in the trash, and a tenant has it all the same",
+    ),
+    "nobody's trash": (
+        lambda txn, _t, v: move_to_trash(Nodes(txn), NodeKind.VOLUME, v.id, 0.0),
+        "is in the trash, and no tenant's",
+    ),
+    "another one's key": (
+        lambda txn, t, v: txn.put(TRASH, b"v" + t.encode(), msgspec.json.encode(_kept(t, v))),
+        "table trash has a record under another one's key",
+    ),
+    "counted trash": (
+        lambda txn, t, v: txn.put(
+            TRASH, b"x", msgspec.json.encode(replace(_kept(t, v), counted=True))
+        ),
+        "recorded is",
+    ),
     "malformed": (
         lambda txn, _t, v: txn.put(API_VOLUMES, id_key(v.id), b"{}"),
         "a stored OwnedVolume is malformed",

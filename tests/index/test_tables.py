@@ -15,8 +15,8 @@ from bockd.index.tables import Table
 NAMES = (
     *("access-keys", "api-snapshots", "api-volumes", "attached", "cells", "checksums", "children"),
     *("damaged", "exports", "homes", "images", "imports", "layers", "leaves", "maps", "meta"),
-    *("names", "owned", "reclaim", "scrub", "servers", "snapshots", "tenants", "tokens", "users"),
-    "volumes",
+    *("names", "owned", "reclaim", "scrub", "servers", "snapshots", "tenants", "tokens", "trash"),
+    *("users", "volumes"),
 )
 """What an index of this format has."""
 

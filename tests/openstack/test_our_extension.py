@@ -335,7 +335,9 @@ def test_strangers_find_nothing(served: Served) -> None:
 def test_it_is_advertised(served: Served) -> None:
     with served.client() as client:
         aliases = [one["alias"] for one in client.get("/extensions").json()["extensions"]]
-        assert aliases == ["os-volumes", "os-snapshots", "os-volume_attachments", "bockd"]
+        assert aliases == [
+            *("os-volumes", "os-snapshots", "os-volume_attachments", "bockd", "bockd-trash")
+        ]
         described = client.get("/extensions/bockd").json()["extension"]["description"]
         for action in (
             "os-extend",
