@@ -153,6 +153,11 @@ class PoolInfo:
     """Data that images show, and neither a volume nor a snapshot."""
     warn_percent: tuple[int, ...]
     """How full the file system is, in percent, when the daemon warns."""
+    trash_volumes: int = 0
+    """In the trash; they are not among `volumes`, nor `promised_bytes`."""
+    trash_snapshots: int = 0
+    trash_bytes: int | None = 0
+    """Data that only the trash has: it returns when that is emptied. None as above."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,8 +64,8 @@ OWN_TROUBLE: Final[dict[type[BockdError], str]] = {
         "remove files there ('df -i' shows it)."
     ),
     errors.NoSpaceError: (
-        "The service has no space left for this: delete what you do not need, and try again, or "
-        "ask the service's operator for more."
+        "The service has no space left for this: delete what you do not need, empty the trash if "
+        "there is one ('bock trash empty'), and try again, or ask the service's operator for more."
     ),
 }
 """What a client can do about it. Of other trouble of the service itself it is told `SERVER_ERROR`.

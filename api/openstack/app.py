@@ -35,10 +35,12 @@ from api.openstack.paths import (
 from api.openstack.replies import as_cinder_does
 from api.openstack.servers import attachment_router, server_router
 from api.openstack.snapshots import snapshot_router
+from api.openstack.trash import trash_router
 from api.openstack.versions import identity_version_router, version_router
 from api.openstack.volumes import volume_router
 from api.openstack.volumetypes import volume_type_router
 from bockd.blockstorage.contract import BlockStorage
+from bockd.blockstorage.trashcontract import TrashStorage
 from bockd.identity.contract import Identity
 
 FAULT_SCHEMA = {
@@ -78,10 +80,11 @@ def create_public_app(
     catalog: Catalog | None = None,
     nbd_frontends: NbdFrontends | None = None,
     refresh: Refresh | None = None,
+    trash: TrashStorage | None = None,
 ) -> FastAPI:
     """Create the HP Block Storage API over `storage`. Clients get in by the tokens of `identity`.
     Attachments name the URIs of their exports at `nbd_frontends`. `refresh` is awaited before a
-    request is looked at.
+    request is looked at. Without `trash` there are no routes to that.
 
     Its OpenAPI document is at `/openapi.json`, a page that shows it at `/docs`.
     """
@@ -115,6 +118,8 @@ def create_public_app(
         tenant_router(storage, published, nbd_frontends or NbdFrontends()),
         prefix=f"{VERSION_PATH}{{tenant}}",
     )
+    if trash is not None:
+        app.include_router(trash_router(trash), prefix=f"{VERSION_PATH}{{tenant}}")
     return app
 
 

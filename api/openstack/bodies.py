@@ -281,21 +281,13 @@ class ReleaseBody(Body):
     )
 
 
-class VolumeAction(Body):
-    """One of Cinder's actions on a volume, or one of our own: an object with one key, the action's
-    name. Null stands for an action that needs nothing more."""
+class Action(Body):
+    """An object with one key, the action's name. Null stands for an action that needs nothing
+    more."""
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"minProperties": 1, "maxProperties": 1}
     )
-
-    extend: ExtendBody | None = Field(None, alias="os-extend")
-    revert: RevertBody | None = None
-    reopen: ReopenBody | None = Field(None, alias="bockd-reopen")
-    set_cache: SetCacheBody | None = Field(None, alias="bockd-set-cache")
-    discard_cache: DiscardCacheBody | None = Field(None, alias="bockd-discard-cache")
-    hold: HoldBody | None = Field(None, alias="bockd-hold")
-    release: ReleaseBody | None = Field(None, alias="bockd-release")
 
     @model_validator(mode="before")
     @classmethod
@@ -307,6 +299,28 @@ class VolumeAction(Body):
             raise ValueError("name one action")
         ((name, wanted),) = given.items()
         return {name: {} if wanted is None else wanted}
+
+
+class VolumeAction(Action):
+    """One of Cinder's actions on a volume, or one of our own."""
+
+    extend: ExtendBody | None = Field(None, alias="os-extend")
+    revert: RevertBody | None = None
+    reopen: ReopenBody | None = Field(None, alias="bockd-reopen")
+    set_cache: SetCacheBody | None = Field(None, alias="bockd-set-cache")
+    discard_cache: DiscardCacheBody | None = Field(None, alias="bockd-discard-cache")
+    hold: HoldBody | None = Field(None, alias="bockd-hold")
+    release: ReleaseBody | None = Field(None, alias="bockd-release")
+
+
+class RestoreBody(Body):
+    """`bockd-restore` needs nothing more."""
+
+
+class TrashAction(Action):
+    """What can be done to something in the trash."""
+
+    restore: RestoreBody | None = Field(alias="bockd-restore")
 
 
 class SnapshotPurpose(Body):

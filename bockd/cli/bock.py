@@ -96,6 +96,7 @@ COMMANDS = {
     "limits": "bockd.cli.tenant:limits",
     "credentials": "bockd.cli.tenant:credentials",
     "image": "bockd.cli.images:image",
+    "trash": "bockd.cli.trash:trash",
     "profile": "bockd.cli.profiling:profile",
     "pool": "bockd.cli.pool:pool",
     "du": "bockd.cli.usage:du",

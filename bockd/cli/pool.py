@@ -23,8 +23,9 @@ def show(as_json: bool) -> None:
 
     The size is that of the file system that the pool is on. Volumes take only what was written to
     them, so more can be promised than there is. Data that several volumes, snapshots and images
-    share counts once: for volumes, else for snapshots, else for images. What stands at snapshots
-    returns when all of them are deleted.
+    share counts once: for volumes, else for snapshots, else for images, else for the trash. What
+    stands at snapshots returns when all of them are deleted, and what stands at the trash when that
+    is emptied.
     """
     found = connect().pool()
     if as_json:
@@ -35,9 +36,14 @@ def show(as_json: bool) -> None:
 
 def pool_fields(found: PoolInfo) -> list[tuple[str, str]]:
     """Return the titles and values that are printed for the pool."""
-    volumes, snapshots, images = (
+    volumes, snapshots, images, trash = (
         ("unknown, the pool is damaged: run 'bockd check'" if part is None else format_size(part))
-        for part in (found.volumes_bytes, found.snapshots_bytes, found.images_bytes)
+        for part in (
+            found.volumes_bytes,
+            found.snapshots_bytes,
+            found.images_bytes,
+            found.trash_bytes,
+        )
     )
     files = [] if found.files_free is None else [("files free", str(found.files_free))]
     return [
@@ -51,6 +57,11 @@ def pool_fields(found: PoolInfo) -> list[tuple[str, str]]:
         ("data of volumes", volumes),
         ("only in snapshots", f"{snapshots} ({counted(found.snapshots, 'snapshot')})"),
         ("only in images", f"{images} ({counted(found.images, 'image')})"),
+        *(
+            [("only in the trash", f"{trash} ({trashed(found)})")]
+            if found.trash_volumes or found.trash_snapshots
+            else []
+        ),
         ("warns at", ", ".join(f"{one} %" for one in found.warn_percent) or "never"),
     ]
 
@@ -68,6 +79,12 @@ def promised(found: PoolInfo) -> str:
     if found.promised_bytes <= has:
         return text
     return f"{text} ({found.promised_bytes / max(1, has):.1f} times what there is)"
+
+
+def trashed(found: PoolInfo) -> str:
+    """Format what is in the trash."""
+    volumes = counted(found.trash_volumes, "volume")
+    return f"{volumes}, {counted(found.trash_snapshots, 'snapshot')}"
 
 
 def counted(number: int, what: str) -> str:

@@ -24,6 +24,8 @@ from bockd.cli.output import (
 from bockd.cli.records import Snapshot, Volume
 from bockd.cli.sizes import format_exact_size, format_size
 from bockd.cli.storage import StorageClient, connect
+from bockd.cli.trash import fate
+from bockd.cli.trashclient import kept
 from bockd.cli.volume import end_fields, space_fields
 from bockd.errors import ConflictError
 from bockd.model import NodeKind
@@ -150,7 +152,13 @@ def delete(snapshot: str, yes: bool, as_json: bool) -> None:
     confirm(f"Delete snapshot {found.id} ({found.name}) of volume {found.volume}?", yes=yes)
     with explained(client, found):
         client.delete_snapshot(found.id)
-    report({"deleted": found}, f"deleted snapshot {found.id} ({found.name})", as_json=as_json)
+    trashed = kept(client, found.id)
+    report(
+        {"deleted": found, "in_trash": trashed},
+        f"deleted snapshot {found.id} ({found.name})",
+        *fate(trashed),
+        as_json=as_json,
+    )
 
 
 @snapshot.command()

@@ -97,7 +97,7 @@ class StorageClient:
 
     def show_volume(self, volume: int) -> Volume:
         """Return one volume by id."""
-        return self._volume(self._get(f"os-volumes/{volume}")["volume"])
+        return self._volume(self.get(f"os-volumes/{volume}")["volume"])
 
     def create_volume(
         self,
@@ -248,7 +248,7 @@ class StorageClient:
 
     def show_snapshot(self, snapshot: int) -> Snapshot:
         """Return one snapshot by id."""
-        return self._snapshot(self._get(f"os-snapshots/{snapshot}")["snapshot"])
+        return self._snapshot(self.get(f"os-snapshots/{snapshot}")["snapshot"])
 
     def create_snapshot(self, volume: int, name: str, *, consumes_quota: bool = True) -> Snapshot:
         """Create a snapshot of what a volume holds now, attached or not. Raises ConflictError when
@@ -298,7 +298,7 @@ class StorageClient:
     def server_kind(self, server: str) -> str | None:
         """Return the kind of a server: host, vm or plain; None where the API does not tell. Raises
         NotFoundError."""
-        view = self._get(f"servers/{segment(server)}")["server"]
+        view = self.get(f"servers/{segment(server)}")["server"]
         kind: str | None = view.get("bockd", {}).get("kind")
         return kind
 
@@ -311,7 +311,7 @@ class StorageClient:
     def way_in(self, attached: Attached) -> WayIn:
         """Return how the server reaches the volume. Raises NotFoundError when it has been
         detached."""
-        return read_way_in(self._get(attachment_path(attached))["volumeAttachment"])
+        return read_way_in(self.get(attachment_path(attached))["volumeAttachment"])
 
     def detach(self, attached: Attached, *, force: bool = False) -> None:
         """End the server's connections and close the export, at once with `force`."""
@@ -319,7 +319,7 @@ class StorageClient:
 
     def limits(self) -> dict[str, int]:
         """Return the quota and its use, by the API's own names."""
-        found = self._get("limits")["limits"]["absolute"]
+        found = self.get("limits")["limits"]["absolute"]
         return {str(name): int(number) for name, number in found.items()}
 
     @property
@@ -359,17 +359,23 @@ class StorageClient:
         found: list[dict[str, Any]] = []
         while True:
             after = f"&marker={found[-1]['id']}" if found else ""
-            page = self._get(f"{path}/detail?{query}{after}")[key]
+            page = self.get(f"{path}/detail?{query}{after}")[key]
             found += page
             if len(page) < self.page:
                 return found
 
-    def _get(self, path: str) -> Any:
-        return decode(self._request("GET", path))
+    def get(self, path: str, *, patient: bool = False) -> Any:
+        """Send a GET request, as `post` does. With `patient`, for as long as the answer takes."""
+        return decode(self._request("GET", path, patient=patient))
+
+    def delete(self, path: str) -> bytes:
+        """Send a DELETE request, as `post` does, and return the answer as it came."""
+        return self._request("DELETE", path)
 
     def post(self, path: str, body: Mapping[str, object]) -> Any:
         """Send a POST request and return the decoded answer. `path` is below the tenant's URL."""
-        return decode(self._request("POST", path, body))
+        content = self._request("POST", path, body)
+        return decode(content) if content else None
 
     def _request(
         self,

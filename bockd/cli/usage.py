@@ -34,7 +34,8 @@ def du(volume: str | None, as_json: bool) -> None:
     Below a volume are its snapshots, and below a snapshot or a volume what was made of it.
     EXCLUSIVE returns when this one is deleted, SHARED is also used by others, and WITH ALL BELOW
     returns when this one is deleted and all that is below it. Deleting gives space back in the
-    background. With VOLUME, only those that may share data with it. It is a walk over all maps.
+    background; what is in the trash is shown as trash/NAME, and takes its space there. With VOLUME,
+    only those that may share data with it. It is a walk over all maps.
 
     \b
     bock du
@@ -94,7 +95,9 @@ def family_rows(
 
 
 def called(node: NodeUsage, images: Mapping[int, str]) -> str:
-    """Return the name of a node, with what it is unless it is a volume."""
+    """Return the name of a node, with what it is unless it is a volume that is in use."""
+    if node.in_trash:
+        return f"trash/{node.name}"
     if node.kind is NodeKind.VOLUME:
         return node.name
     image = images.get(node.id)

@@ -32,6 +32,8 @@ from bockd.cli.profiles import profile_option
 from bockd.cli.records import Cache, Snapshot, Volume
 from bockd.cli.sizes import format_exact_size, format_size, size_option
 from bockd.cli.storage import StorageClient, connect
+from bockd.cli.trash import fate
+from bockd.cli.trashclient import kept
 from bockd.errors import BockdError, ConflictError, DeniedError, NotSupportedError
 from bockd.model import DeviceProfile, NodeKind
 from bockd.pool.reports import Space
@@ -347,7 +349,13 @@ def delete(volume: str, yes: bool, as_json: bool) -> None:
     )
     with explained(client, found):
         client.delete_volume(found.id, hold=found.hold)
-    report({"deleted": found}, f"deleted volume {found.id} ({found.name})", as_json=as_json)
+    trashed = kept(client, found.id)
+    report(
+        {"deleted": found, "in_trash": trashed},
+        f"deleted volume {found.id} ({found.name})",
+        *fate(trashed),
+        as_json=as_json,
+    )
 
 
 @volume.command()

@@ -14,6 +14,7 @@ from bockd.config.address import Address, keeps_secrets
 from bockd.config.cache import CacheSettings
 from bockd.config.rbd import RbdSettings
 from bockd.config.schema import Section, key, named, section
+from bockd.config.trash import TrashSettings
 from bockd.config.values import (
     choice,
     integer,
@@ -347,6 +348,7 @@ class Settings(Section):
     glance: GlanceSettings = section(GlanceSettings)
     catalog: CatalogSettings = section(CatalogSettings)
     quota: QuotaSettings = section(QuotaSettings)
+    trash: TrashSettings = section(TrashSettings)
     limits: LimitSettings = section(LimitSettings)
 
     def problems(self) -> Iterator[tuple[str, str]]:

@@ -15,9 +15,11 @@ from pathlib import Path
 import trio
 
 from bockd.blockstorage.records import Ledger
+from bockd.blockstorage.trashrecords import in_trash
 from bockd.control import PoolInfo
 from bockd.daemon.walking import walk
 from bockd.errors import BockdError, DamagedError
+from bockd.model import NodeKind
 from bockd.pool.nodes import Nodes
 from bockd.pool.pool import Pool
 from bockd.pool.reports import Shares
@@ -93,8 +95,8 @@ class Capacity:
         if self._space.passed(percent) is not None:
             log.warning(
                 "%s is %d %% full, %d MiB are free: when it is full, writes "
-                "fail with 'no space left on device'; delete snapshots or volumes, or make it "
-                "larger ('bock pool show' says who has how much)",
+                "fail with 'no space left on device'; delete snapshots or volumes, empty the "
+                "trash, or make it larger ('bock pool show' says who has how much)",
                 self._room_of,
                 percent,
                 free >> 20,
@@ -115,11 +117,17 @@ class Capacity:
             ledger = Ledger(nodes.txn)
             filling = {found.volume for found in ledger.imports()}
             images = frozenset(found.snapshot for found in ledger.images())
+            trash_volumes = in_trash(nodes.txn, NodeKind.VOLUME)
+            trash_snapshots = in_trash(nodes.txn, NodeKind.SNAPSHOT)
         sizes = await walk(
-            self._pool, Nodes.volumes, lambda _, page: [(one.id, one.size_bytes) for one in page]
+            self._pool,
+            Nodes.shown_volumes,
+            lambda _, page: [(one.id, one.size_bytes) for one in page],
         )
         volumes = [size for volume, size in sizes if volume not in filling]
-        frozen = await walk(self._pool, Nodes.snapshots, lambda _, page: [one.id for one in page])
+        frozen = await walk(
+            self._pool, Nodes.shown_snapshots, lambda _, page: [one.id for one in page]
+        )
         snapshots = sum(one not in images for one in frozen)
         shares: Shares | None
         try:
@@ -146,6 +154,9 @@ class Capacity:
             snapshots_bytes=None if shares is None else shares.snapshots_bytes,
             images_bytes=None if shares is None else shares.images_bytes,
             warn_percent=self._warn_percent,
+            trash_volumes=trash_volumes,
+            trash_snapshots=trash_snapshots,
+            trash_bytes=None if shares is None else shares.trash_bytes,
         )
 
 

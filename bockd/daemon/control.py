@@ -19,6 +19,7 @@ from bockd.blockstorage.contract import Status, TenantId
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import StorageContext
 from bockd.blockstorage.servers import Servers
+from bockd.blockstorage.trashrecords import TrashLedger, in_trash
 from bockd.config import Settings
 from bockd.control import (
     DaemonInfo,
@@ -91,8 +92,8 @@ class PoolControl:
 
     async def info(self) -> DaemonInfo:
         with self._pool.nodes() as nodes:
-            volumes = nodes.txn.count(VOLUMES)
-            snapshots = nodes.txn.count(SNAPSHOTS)
+            volumes = nodes.txn.count(VOLUMES) - in_trash(nodes.txn, NodeKind.VOLUME)
+            snapshots = nodes.txn.count(SNAPSHOTS) - in_trash(nodes.txn, NodeKind.SNAPSHOT)
         return DaemonInfo(
             version=bockd.__version__,
             data_dir=self._data_dir,
@@ -117,7 +118,7 @@ class PoolControl:
     # -- volumes -----------------------------------------------------------------------------
 
     async def list_volumes(self) -> list[VolumeInfo]:
-        return await walk(self._pool, Nodes.volumes, self._volume_infos)
+        return await walk(self._pool, Nodes.shown_volumes, self._volume_infos)
 
     async def show_volume(self, ref: str) -> VolumeInfo:
         return self._show_volume(VolumeId(self._pool.find(NodeKind.VOLUME, ref)))
@@ -195,7 +196,7 @@ class PoolControl:
                 if one.id not in images and origin in (None, one.volume)
             ]
 
-        return await walk(self._pool, Nodes.snapshots, look)
+        return await walk(self._pool, Nodes.shown_snapshots, look)
 
     def _snapshot_info(self, record: SnapshotRecord) -> SnapshotInfo:
         return SnapshotInfo(
@@ -281,6 +282,8 @@ class PoolControl:
         """Which volumes were made of which others. Decodes all records."""
         with self._pool.index.reading() as txn:
             found = [owned.volume for owned in Ledger(txn).sound_volumes()]
+            kept = TrashLedger(txn).records()
+            found += [record.volume for record in kept if record.volume is not None]
         return {one.id: one.source_volume for one in found if one.source_volume is not None}
 
     async def statistics(self) -> list[VolumeStatistics]:

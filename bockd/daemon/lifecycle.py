@@ -31,7 +31,6 @@ from api.openstack.nbd import NbdFrontends
 from api.requestid import Identified
 from api.serve import serve_api, serve_public
 from bockd import descriptors
-from bockd.blockstorage.contract import BlockStorage
 from bockd.blockstorage.interrupted import detaching, resolve_interrupted
 from bockd.blockstorage.plugging import DevicePlugger
 from bockd.blockstorage.running import StorageContext
@@ -72,6 +71,7 @@ from bockd.daemon.readiness import READY, STOPPING, notify
 from bockd.daemon.refreshing import DiscreetExports, fresh, refreshing
 from bockd.daemon.retrying import Retrying
 from bockd.daemon.stranded import Stranded
+from bockd.daemon.trashkeeping import TrashKeeper
 from bockd.descriptors import CLIENTS_SHARE, portion
 from bockd.directories import make_durable
 from bockd.errors import InUseError, from_os_error
@@ -209,13 +209,11 @@ class _Daemon:
         bridge = AsyncBridge(lambda: self._work.nursery)
         attached = AttachedVolumes(self._pool, self._server, bridge, self._on_idle)
         self._pool.before_giving(attached.end_connections)
-        self._context = storage_context(
-            self._settings,
-            self._pool,
-            attached,
-            PluggedDevices(bridge, self._pluggers()),
-        )
         try:
+            self._context = storage_context(
+                self._settings, self._pool, attached, PluggedDevices(bridge, self._pluggers())
+            )
+            self._trash = TrashKeeper(self._context, self._runner)
             async with trio.open_nursery() as self._work.nursery:
                 await self._serve()
         finally:
@@ -357,6 +355,7 @@ class _Daemon:
             frontends.start_soon(self._backend.run, self._server.written_bytes)
             frontends.start_soon(capacity.run)
             frontends.start_soon(self._retrying.run)
+            frontends.start_soon(self._trash.run)
             if (gateways := self._backend.gateways) is not None:
                 stranded = Stranded(self._context, gateways, self._runner, self._detachings)
                 frontends.start_soon(stranded.run)
@@ -402,7 +401,7 @@ class _Daemon:
         assert certificates is not None
         return FrontendTls(listener.tls, lambda: certificates.context(listener.client_certificates))
 
-    def _storage(self, fetches: trio.Nursery) -> BlockStorage:
+    def _storage(self, fetches: trio.Nursery) -> PoolBlockStorage:
         settings = self._settings
         if settings.glance.url is None:
             return PoolBlockStorage(self._context, self._runner)
@@ -412,7 +411,7 @@ class _Daemon:
         return FetchingBlockStorage(self._context, self._runner, settings, fetches)
 
     def _public_app(
-        self, storage: BlockStorage, tcp: socket.socket | None, refresh: Refresh | None
+        self, storage: PoolBlockStorage, tcp: socket.socket | None, refresh: Refresh | None
     ) -> ASGIApp:
         pool, settings = self._pool, self._settings
         local = LocalIdentity(
@@ -429,8 +428,8 @@ class _Daemon:
             tls_required=settings.nbd.tls is TlsMode.REQUIRE,
             gateway=pool.gateway,
         )
-        published = catalog(settings.catalog)
-        app = create_public_app(storage, self._identity, published, frontends, refresh)
+        zones = catalog(settings.catalog)
+        app = create_public_app(storage, self._identity, zones, frontends, refresh, storage.trash)
         return self._requests.counted("block-storage", Identified(app))
 
     def _metrics_app(self) -> ASGIApp:
@@ -441,6 +440,7 @@ class _Daemon:
                 *self._requests.families(),
                 *self._identity.families(),
                 *self._lines.families(),
+                *self._trash.families(),
             ]
 
         metrics = Metrics(

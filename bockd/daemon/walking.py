@@ -29,7 +29,7 @@ async def walk(
     look: Callable[[Nodes, list[R]], Iterable[T]],
 ) -> list[T]:
     """Return what `look` makes of all records, which it is given page by page. `records` is
-    `Nodes.volumes` or `Nodes.snapshots`. Raises DamagedError."""
+    one of the iterators of `Nodes`. Raises DamagedError."""
     found: list[T] = []
     pace, after = Pace(), 0
     while True:

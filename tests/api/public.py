@@ -21,6 +21,7 @@ from api.openstack.catalog import Catalog
 from api.openstack.nbd import NbdFrontends
 from api.serve import serve_public
 from bockd.blockstorage.contract import BlockStorage
+from bockd.blockstorage.service import PoolBlockStorage
 from bockd.identity.contract import Identity
 
 START_SECONDS = 30.0
@@ -109,7 +110,9 @@ def serving(
         stops.append(lambda: token.run_sync_soon(stop.set))
         async with opening() as service:
             running.append(service)
-            app = create_public_app(service.storage, service.identity, catalog, nbd_frontends)
+            kept = service.storage
+            trash = kept.trash if isinstance(kept, PoolBlockStorage) else None
+            app = create_public_app(kept, service.identity, catalog, nbd_frontends, trash=trash)
             started.set()
             await serve_public(app, listener, shutdown=stop.wait)
 

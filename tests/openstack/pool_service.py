@@ -14,6 +14,7 @@ from bockd.blockstorage.contract import Quota
 from bockd.blockstorage.quota import DEFAULT_QUOTA
 from bockd.blockstorage.running import StorageContext
 from bockd.blockstorage.service import PoolBlockStorage
+from bockd.blockstorage.trashcontract import NO_TRASH, TrashRules
 from bockd.daemon.attached import AttachedVolumes
 from bockd.drivers.local.pool import LocalPool
 from bockd.identity.accounts import Accounts
@@ -32,6 +33,7 @@ def on_pool(
     root: Path,
     quota: Quota = DEFAULT_QUOTA,
     prepare: Callable[[StorageContext], Steps[None]] | None = None,
+    trash: TrashRules = NO_TRASH,
 ) -> Opening:
     """A service on a pool in `root`, which is closed with it. `prepare` is run first."""
 
@@ -51,7 +53,7 @@ def on_pool(
                 exports = AttachedVolumes(
                     pool, server, AsyncBridge(lambda: background), on_idle=lambda _: None
                 )
-                context = StorageContext(pool, exports, quota)
+                context = StorageContext(pool, exports, quota, trash=trash)
                 if prepare is not None:
                     await runner.run(prepare(context))
                 yield Service(

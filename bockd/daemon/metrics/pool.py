@@ -8,9 +8,11 @@ import sys
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 import bockd
+from bockd.blockstorage.trashrecords import in_trash
 from bockd.daemon.backend import Backend
 from bockd.daemon.walking import walk
 from bockd.errors import BockdError
+from bockd.model import NodeKind
 from bockd.nbd.server.fastlane import compiled
 from bockd.pool.figures import Figure
 from bockd.pool.nodes import SNAPSHOTS, VOLUMES, Nodes
@@ -67,7 +69,8 @@ def pool_metrics(backend: Backend, waiting: tuple[str, ...]) -> list[Metric]:
     ]
     try:
         with backend.pool.nodes() as nodes:
-            volumes, snapshots = nodes.txn.count(VOLUMES), nodes.txn.count(SNAPSHOTS)
+            volumes = nodes.txn.count(VOLUMES) - in_trash(nodes.txn, NodeKind.VOLUME)
+            snapshots = nodes.txn.count(SNAPSHOTS) - in_trash(nodes.txn, NodeKind.SNAPSHOT)
         figures = backend.figures()
     except BockdError:
         return found
@@ -86,7 +89,7 @@ async def refused_volumes(pool: Pool) -> list[Metric]:
     Nothing, if the records cannot be read."""
     try:
         refused = await walk(
-            pool, Nodes.volumes, lambda _, page: [one for one in page if pool.trouble(one)]
+            pool, Nodes.shown_volumes, lambda _, page: [one for one in page if pool.trouble(one)]
         )
     except BockdError:
         return []

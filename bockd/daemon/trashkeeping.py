@@ -1,0 +1,116 @@
+"""The trash, looked after while the daemon runs: what is due is deleted for good, one by one.
+
+If the pool is nearly full, the oldest goes early, one at each look: reclaim has time to return its
+space before the next one is judged. Without that, what users have deleted would make the writes of
+others fail.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import trio
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+from bockd.blockstorage.running import StorageContext
+from bockd.blockstorage.trash import Trash
+from bockd.blockstorage.trashrecords import NOTHING_IN_TRASH, TrashCount, TrashRecord, counted
+from bockd.daemon.capacity import filled_percent
+from bockd.daemon.retrying import MAY_PASS
+from bockd.errors import BockdError, NotFoundError
+from bockd.runtime.steprunner import StepRunner
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 20.0
+"""Between two looks: an hour is the unit in which users say how long to keep something."""
+
+FULL_LOOK_SECONDS = 5.0
+"""The same while the pool is nearly full."""
+
+
+class TrashKeeper:
+    """Looks after the trash of one pool. For the event loop's thread."""
+
+    def __init__(self, context: StorageContext, runner: StepRunner) -> None:
+        self._context = context
+        self._trash = Trash(context)
+        self._runner = runner
+        self._told: str | None = None
+        self.kept: TrashCount = NOTHING_IN_TRASH
+        """As of the last look."""
+
+    async def run(self) -> None:
+        """Look at intervals, until cancelled."""
+        while self._context.pool.features.trash:
+            full = False
+            try:
+                full = await self.look()
+                self._told = None
+            except BockdError as error:
+                if self._told != str(error):
+                    log.warning("the trash is not looked after: %s", error)
+                self._told = str(error)
+            await trio.sleep(FULL_LOOK_SECONDS if full else LOOK_SECONDS)
+
+    async def look(self) -> bool:
+        """Delete what is due, and the oldest if the pool is nearly full; return whether it is.
+        Raises BockdError; what was deleted stays so, and one that cannot be deleted does not keep
+        others from it."""
+        records = await trio.to_thread.run_sync(self._trash.by_age)
+        now = self._context.pool.clock()
+        left = []
+        trouble: BockdError | None = None
+        for record in records:
+            if record.expires_at > now:
+                left.append(record)
+                continue
+            try:
+                await self._delete(record, "its time in the trash is over")
+            except MAY_PASS:
+                raise  # so it is with the others
+            except BockdError as error:
+                trouble = error
+        if trouble is not None:
+            raise trouble
+        full = await self._is_full(left)
+        if full:
+            oldest = left.pop(0)
+            early = "the pool is nearly full (trash.full_percent)"
+            await self._delete(oldest, early, logging.WARNING)
+        self.kept = counted(left)
+        return full
+
+    async def _is_full(self, records: Sequence[TrashRecord]) -> bool:
+        full_percent = self._context.trash.full_percent
+        if not records or full_percent > 99:
+            return False
+        room = await trio.to_thread.run_sync(self._context.pool.room)
+        return filled_percent(room) >= full_percent
+
+    async def _delete(self, record: TrashRecord, reason: str, level: int = logging.INFO) -> None:
+        kind, number, name = record.kind, record.node.id, record.node.display_name
+        try:
+            await self._runner.run(self._trash.purge(record))
+        except NotFoundError:
+            return  # it was restored, or somebody was faster
+        log.log(level, "%s %s (%s) is deleted for good: %s", kind, number, name, reason)
+
+    def families(self) -> list[Metric]:
+        """Return what is in the trash, as metrics."""
+        kept = self.kept
+        return [
+            GaugeMetricFamily("bockd_trash_volumes", "Volumes in the trash.", kept.volumes),
+            GaugeMetricFamily("bockd_trash_snapshots", "Snapshots in the trash.", kept.snapshots),
+            GaugeMetricFamily(
+                "bockd_trash_volume_size_bytes",
+                "Sum of the sizes of the volumes in the trash, written or not.",
+                kept.size_bytes,
+            ),
+            GaugeMetricFamily(
+                "bockd_trash_oldest_timestamp_seconds",
+                "When the first of what is in the trash was deleted; 0 if nothing is.",
+                kept.oldest_at,
+            ),
+        ]

@@ -1,0 +1,180 @@
+"""The trash through a whole daemon: nobody reaches what is in it, and it comes back as it was."""
+
+from __future__ import annotations
+
+import os
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import nbd
+import pytest
+
+from bockd.blockstorage.trashrecords import TrashLedger
+from bockd.config.trash import TrashSettings
+from bockd.daemon.configured import trash_rules
+from bockd.drivers.local.pool import LocalPool
+from bockd.errors import NotSupportedError
+from bockd.model import MIB
+from bockd.pool.features import Features
+from bockd.pool.index import Transaction
+from bockd.runtime.steps import Background
+
+from .process import Bockd, program, serving
+
+KEPT = "[trash]\nkeep_hours = 168\n"
+
+
+@pytest.fixture
+def keeping(tmp_path: Path) -> Iterator[Bockd]:
+    """A daemon that keeps what is deleted, with a view of its volumes as files."""
+    config = tmp_path / "bockd.toml"
+    config.write_text(KEPT)
+    with serving(
+        tmp_path / "pool", config=config, mount=tmp_path / "view", metrics_listen="127.0.0.1:0"
+    ) as daemon:
+        yield daemon
+
+
+def write(daemon: Bockd, volume: str, content: bytes) -> None:
+    with daemon.connected(volume) as client:
+        client.pwrite(content, MIB)
+        client.flush()
+    daemon.wait_until_unused(volume)
+
+
+def read(daemon: Bockd, export: str, length: int) -> bytes:
+    with daemon.connected(export) as client:
+        return bytes(client.pread(length, MIB))
+
+
+def exports(daemon: Bockd) -> set[str]:
+    """What an NBD client is told of."""
+    found: set[str] = set()
+    handle = nbd.NBD()
+    handle.set_opt_mode(True)
+    handle.connect_unix(str(daemon.nbd_socket))
+
+    def note(name: str, _about: str) -> int:
+        found.add(name)
+        return 0
+
+    handle.opt_list(note)
+    handle.opt_abort()
+    return found
+
+
+def metric(daemon: Bockd, name: str) -> float:
+    with urllib.request.urlopen(daemon.metrics_url + "/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    (value,) = (line.split()[1] for line in lines if line.split()[0] == name)
+    return float(value)
+
+
+def names_in_usage(daemon: Bockd) -> set[tuple[str, bool]]:
+    return {
+        (node["name"], node["in_trash"]) for family in daemon.bock("du") for node in family["nodes"]
+    }
+
+
+def test_nobody_reaches_the_trash_and_it_comes_back_whole(keeping: Bockd, tmp_path: Path) -> None:
+    content = os.urandom(2 * MIB)
+    keeping.bock("volume", "create", "web", "--size", "8M")
+    write(keeping, "web", content)
+    shot = keeping.bock("snapshot", "create", "web", "before")["id"]
+    write(keeping, "web", content[::-1])
+    volume = keeping.bock("volume", "show", "web")["id"]
+    view = tmp_path / "view"
+    assert os.listdir(view / "volumes") == ["web"]
+
+    deleted = keeping.bock("volume", "delete", "web")
+    assert deleted["in_trash"]["id"] == volume
+    assert keeping.bock("snapshot", "delete", "before")["in_trash"]["volume"] == volume
+    assert keeping.bock("volume", "list") == []
+    assert keeping.bock("snapshot", "list") == []
+    assert exports(keeping) == set()
+    gone = ("web", str(volume), f"trash-{volume}", "snapshot/before", f"snapshot/{shot}")
+    for export in gone:
+        with pytest.raises(nbd.Error, match="no export named"):
+            keeping.connect(export)
+        served = keeping.run(
+            *(program("nbdkit"), "-U", "-", "python"),
+            *(keeping.tool("bockd", "nbdkit-plugin").strip(), f"pool={keeping.data_dir}"),
+            *(f"{'snapshot' if '/' in export else 'volume'}={export.rpartition('/')[2]}",),
+            *("--run", "nbdinfo $uri"),
+        )
+        assert served.status != 0
+        assert "there is no" in served.err
+    for directory in ("volumes", "snapshots"):
+        assert os.listdir(view / directory) == []
+    for name in ("web", f"trash-{volume}"):
+        assert not (view / "volumes" / name).exists()
+    assert "of no tenant" not in keeping.tool("bock", "info")  # nobody's is adopted
+    assert names_in_usage(keeping) == {("web", True), ("before", True)}
+    pool = keeping.bock("pool", "show")
+    assert (pool["trash_volumes"], pool["trash_snapshots"]) == (1, 1)
+    assert pool["trash_bytes"] == 4 * MIB
+    assert (pool["volumes"], pool["volumes_bytes"], pool["snapshots_bytes"]) == (0, 0, 0)
+    assert metric(keeping, "bockd_pool_volumes") == 0
+    assert keeping.check()["clean"]
+
+    keeping.restart()
+    assert {one["id"] for one in keeping.bock("trash", "list")} == {volume, shot}
+    while metric(keeping, "bockd_trash_volumes") != 1:
+        pass
+    assert metric(keeping, "bockd_trash_volume_size_bytes") == 1 << 30  # in whole GiB
+    keeping.bock("trash", "restore", "web")
+    keeping.bock("trash", "restore", str(shot))
+    assert keeping.bock("trash", "list") == []
+    assert read(keeping, "web", len(content)) == content[::-1]
+    assert read(keeping, "snapshot/before", len(content)) == content
+    assert (view / "volumes" / "web").stat().st_size == 8 * MIB
+    assert keeping.check()["clean"]
+
+
+def due_now(data_dir: Path) -> None:
+    """As if the time of all that is in the trash were over."""
+
+    def change(txn: Transaction) -> None:
+        ledger = TrashLedger(txn)
+        for record in list(ledger.records()):
+            ledger.put(replace(record, expires_at=record.deleted_at))
+
+    pool = LocalPool.open(data_dir, Background().spawn)
+    try:
+        pool.index.update(change)
+    finally:
+        pool.release()
+
+
+def until_reclaimed(daemon: Bockd) -> None:
+    while daemon.check()["pending_reclaim"]:
+        pass
+
+
+def test_what_is_due_is_gone_at_the_next_start_with_its_space(keeping: Bockd) -> None:
+    empty = sum(keeping.layer_files().values())
+    keeping.bock("volume", "create", "web", "--size", "8M")
+    write(keeping, "web", os.urandom(2 * MIB))
+    keeping.bock("volume", "delete", "web")
+    keeping.bock("volume", "create", "kept", "--size", "8M")
+    keeping.stop()
+    due_now(keeping.data_dir)
+    keeping.start()
+    while keeping.bock("trash", "list"):
+        pass
+    keeping.expect_in_log(r"volume \d+ \(web\) is deleted for good: its time in the trash is over")
+    until_reclaimed(keeping)
+    assert sum(keeping.layer_files().values()) == empty
+    assert [one["name"] for one in keeping.bock("volume", "list")] == ["kept"]
+    assert keeping.check()["clean"]
+
+
+def test_the_trash_is_refused_where_a_pool_has_none() -> None:
+    """By what the kind of pool says of itself, before anything is served."""
+    features = Features(driver="rbd", durable=True, hole_bytes=MIB, shares_blocks=False)
+    assert not trash_rules(TrashSettings(), features).keeps
+    said = r"^a pool of the kind rbd has no trash: .* leave trash\.keep_hours at 0$"
+    with pytest.raises(NotSupportedError, match=said):
+        trash_rules(TrashSettings(keep_hours=1), features)

@@ -1,0 +1,139 @@
+"""What the daemon does with the trash by itself: what is due goes, and the oldest if the pool is
+nearly full."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from bockd.blockstorage.contract import TenantId
+from bockd.blockstorage.trash import Trash
+from bockd.blockstorage.trashcontract import TrashRules
+from bockd.daemon.trashkeeping import TrashKeeper
+from bockd.drivers.local.format.catalogue import MAPS, Catalogue
+from bockd.errors import DamagedError, DeviceError
+from bockd.index.keys import id_key
+from bockd.model import VolumeId
+from bockd.pool.index import Transaction
+from bockd.runtime.steprunner import StepRunner
+from tests.blockstorage.store import Store, running
+
+HOUR = 3600.0
+KEPT = TrashRules(keep_seconds=10 * HOUR)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with running(tmp_path) as store:
+        store.trash = KEPT
+        store.restart()
+        yield store
+
+
+@pytest.fixture
+def tenant(store: Store) -> TenantId:
+    return store.tenant("acme")
+
+
+def delete_at(store: Store, tenant: TenantId, *hours: float) -> list[int]:
+    """Delete a volume at each of these hours; the ids."""
+    found = []
+    for hour in hours:
+        volume = store.volume(tenant)
+        store.pool.registry.clock = lambda at=hour * HOUR: at  # type: ignore[misc]
+        store.run(lambda s, volume=volume: s.delete_volume(tenant, volume.id))  # type: ignore[misc]
+        found.append(int(volume.id))
+    return found
+
+
+def look(store: Store, at_hour: float, percent: int = 0) -> tuple[bool, TrashKeeper]:
+    """One look at an hour, on a file system that is so full."""
+    store.pool.registry.clock = lambda: at_hour * HOUR
+    room = os.statvfs_result((4096, 4096, 100, 100 - percent, 100 - percent, 0, 0, 0, 0, 255))
+    store.pool.room = lambda: room  # type: ignore[method-assign]
+    keeper = TrashKeeper(store.context, StepRunner())
+    return trio.run(keeper.look), keeper
+
+
+def left(store: Store) -> list[int]:
+    return [int(record.node.id) for record in Trash(store.context).by_age()]
+
+
+def test_what_is_due_is_deleted_and_nothing_else(store: Store, tenant: TenantId) -> None:
+    first, second, third = delete_at(store, tenant, 3, 1, 2)
+    assert not look(store, 10.9)[0]
+    assert left(store) == [second, third, first]
+    look(store, 12)
+    assert left(store) == [first]
+    store.assert_sound()
+    store.background.run()
+    look(store, 13)
+    assert left(store) == []
+
+
+def test_of_a_pool_that_is_nearly_full_the_oldest_goes_at_each_look(
+    store: Store, tenant: TenantId
+) -> None:
+    first, second, third = delete_at(store, tenant, 1, 3, 2)
+    assert not look(store, 4, percent=94)[0]
+    assert left(store) == [first, third, second]
+    assert look(store, 4, percent=95)[0]
+    assert left(store) == [third, second]
+    full, keeper = look(store, 4, percent=99)
+    assert full
+    assert left(store) == [second]
+    assert (keeper.kept.volumes, keeper.kept.oldest_at) == (1, 3 * HOUR)
+    assert look(store, 4, percent=100)[0]
+    assert not look(store, 4, percent=100)[0]  # nothing is left to delete
+    store.assert_sound()
+
+
+def test_with_a_hundred_percent_nothing_goes_early(store: Store, tenant: TenantId) -> None:
+    store.trash = TrashRules(keep_seconds=10 * HOUR, full_percent=100)
+    store.restart()
+    (only,) = delete_at(store, tenant, 1)
+    assert not look(store, 2, percent=100)[0]
+    assert left(store) == [only]
+
+
+def test_one_that_cannot_be_deleted_does_not_keep_others(store: Store, tenant: TenantId) -> None:
+    """Its map is missing: `bockd check` names it."""
+    first, _ = delete_at(store, tenant, 1, 2)
+
+    def damage(txn: Transaction) -> bytes:
+        key = id_key(Catalogue(txn).volume(VolumeId(first)).map)
+        kept = txn.get(MAPS, key)
+        assert kept is not None
+        txn.delete(MAPS, key)
+        return kept
+
+    with store.pool.nodes() as nodes:
+        shown = nodes.volume(VolumeId(first)).map
+    kept = store.pool.index.update(damage)
+    with pytest.raises(DamagedError, match=f"map {shown} is missing"):
+        look(store, 20)
+    assert left(store) == [first]
+    store.pool.index.update(lambda txn: txn.put(MAPS, id_key(shown), kept))
+    look(store, 20)
+    assert left(store) == []
+
+
+def test_what_cannot_be_deleted_now_stays_and_is_tried_again(
+    store: Store, tenant: TenantId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (only,) = delete_at(store, tenant, 1)
+
+    def refuse(*_: object) -> None:
+        raise DeviceError("the disk is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store.pool.index, "update", refuse)
+        with pytest.raises(DeviceError, match="the disk is away"):
+            look(store, 20)
+    assert left(store) == [only]
+    look(store, 20)
+    assert left(store) == []
