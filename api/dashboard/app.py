@@ -15,7 +15,7 @@ from api.dashboard.sessions import Sessions
 from api.faults import fault_of_error, install_faults
 from api.freshness import Freshness, Refresh
 from api.intake import Intake
-from bockd.blockstorage.contract import BlockStorage
+from bockd.blockstorage.trashcontract import StorageWithTrash
 from bockd.control import AccountControl, Control, ImageControl
 from bockd.dashboardcontrol import HeatControl
 from bockd.errors import UnauthorizedError
@@ -33,7 +33,7 @@ def create_dashboard_app(
     control: Control,
     images: ImageControl,
     accounts: AccountControl,
-    storage: BlockStorage,
+    storage: StorageWithTrash,
     heat: HeatControl,
     refresh: Refresh | None = None,
 ) -> FastAPI:

@@ -6,6 +6,7 @@ operator has typed it, so that a page which shows yesterday's list deletes nothi
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter
@@ -14,8 +15,9 @@ from pydantic import Field
 from api.control import Body
 from api.dashboard.audit import AuditedRoute
 from bockd.blockstorage.contract import BlockStorage, ImageId, NewSnapshot, NewVolume, TenantId
+from bockd.blockstorage.trashcontract import StorageWithTrash
 from bockd.control import Control
-from bockd.errors import ConflictError, InvalidRequestError
+from bockd.errors import ConflictError, InvalidRequestError, NotFoundError
 from bockd.model import SnapshotId, VolumeId
 from bockd.pool.reports import CheckReport
 
@@ -89,10 +91,32 @@ class DeleteSnapshot(Body):
     name: str
 
 
-def change_router(control: Control, storage: BlockStorage) -> APIRouter:
+class InTrash(Body):
+    """What a tenant has in the trash."""
+
+    tenant: str
+    node: Id
+
+
+class DeleteForGood(InTrash):
+    """`name` as it was called before it was deleted."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """What became of something that was deleted."""
+
+    kept: bool
+    """It is in the trash, and can be restored."""
+
+
+def change_router(control: Control, storage: StorageWithTrash) -> APIRouter:
     """Build the router of what changes the pool."""
     router = APIRouter(prefix=CHANGES_PATH, route_class=AuditedRoute)
     router.include_router(volume_changes(storage))
+    router.include_router(deletions(storage))
     router.include_router(attachment_changes(storage))
 
     @router.post("/check")
@@ -105,11 +129,6 @@ def change_router(control: Control, storage: BlockStorage) -> APIRouter:
 def volume_changes(storage: BlockStorage) -> APIRouter:
     """Build the router of what is done with volumes and snapshots."""
     router = APIRouter(route_class=AuditedRoute)
-
-    async def confirm_volume(body: DeleteVolume | Revert) -> None:
-        found = await storage.show_volume(TenantId(body.tenant), VolumeId(body.volume))
-        assert found.backing is not None
-        confirm(found.display_name or found.backing.name, body.name)
 
     @router.post("/create-volume", status_code=201)
     async def create_volume(body: CreateVolume) -> dict[str, int]:
@@ -133,7 +152,7 @@ def volume_changes(storage: BlockStorage) -> APIRouter:
 
     @router.post("/revert", status_code=204)
     async def revert(body: Revert) -> None:
-        await confirm_volume(body)
+        await confirm_volume(storage, body)
         await storage.revert_volume(
             TenantId(body.tenant), VolumeId(body.volume), SnapshotId(body.snapshot)
         )
@@ -142,18 +161,45 @@ def volume_changes(storage: BlockStorage) -> APIRouter:
     async def reopen(body: OfVolume) -> None:
         await storage.reopen_volume(TenantId(body.tenant), VolumeId(body.volume))
 
-    @router.post("/delete-volume", status_code=204)
-    async def delete_volume(body: DeleteVolume) -> None:
-        await confirm_volume(body)
-        await storage.delete_volume(TenantId(body.tenant), VolumeId(body.volume))
+    return router
 
-    @router.post("/delete-snapshot", status_code=204)
-    async def delete_snapshot(body: DeleteSnapshot) -> None:
+
+def deletions(storage: StorageWithTrash) -> APIRouter:
+    """Build the router of what is deleted, restored, and deleted for good."""
+    router = APIRouter()
+    trash = storage.trash
+
+    async def kept(tenant: str, node: int) -> Deleted:
+        try:
+            await trash.show(TenantId(tenant), node)
+        except NotFoundError:
+            return Deleted(kept=False)
+        return Deleted(kept=True)
+
+    @router.post("/delete-volume")
+    async def delete_volume(body: DeleteVolume) -> Deleted:
+        await confirm_volume(storage, body)
+        await storage.delete_volume(TenantId(body.tenant), VolumeId(body.volume))
+        return await kept(body.tenant, body.volume)
+
+    @router.post("/delete-snapshot")
+    async def delete_snapshot(body: DeleteSnapshot) -> Deleted:
         tenant, wanted = TenantId(body.tenant), SnapshotId(body.snapshot)
         found = await storage.show_snapshot(tenant, wanted)
         assert found.backing is not None
         confirm(found.display_name or found.backing.name, body.name)
         await storage.delete_snapshot(tenant, wanted)
+        return await kept(body.tenant, body.snapshot)
+
+    @router.post("/restore", status_code=204)
+    async def restore(body: InTrash) -> None:
+        await trash.restore(TenantId(body.tenant), body.node)
+
+    @router.post("/delete-for-good", status_code=204)
+    async def delete_for_good(body: DeleteForGood) -> None:
+        found = await trash.show(TenantId(body.tenant), body.node)
+        confirm(found.display_name or found.name, body.name)
+        await trash.delete(TenantId(body.tenant), body.node)
 
     return router
 
@@ -177,6 +223,13 @@ def attachment_changes(storage: BlockStorage) -> APIRouter:
         )
 
     return router
+
+
+async def confirm_volume(storage: BlockStorage, body: DeleteVolume | Revert) -> None:
+    """Raise ConflictError unless the volume's name was typed as it is."""
+    found = await storage.show_volume(TenantId(body.tenant), VolumeId(body.volume))
+    assert found.backing is not None
+    confirm(found.display_name or found.backing.name, body.name)
 
 
 def confirm(name: str, typed: str) -> None:

@@ -18,7 +18,8 @@ from starlette.responses import Response
 from api.dashboard.overview import overview
 from api.dashboard.remembered import Remembered
 from api.listing import JSON, encode_all
-from bockd.blockstorage.contract import BlockStorage
+from bockd.blockstorage.contract import TenantId
+from bockd.blockstorage.trashcontract import StorageWithTrash
 from bockd.control import (
     AccountControl,
     Control,
@@ -90,7 +91,7 @@ def data_router(
     control: Control,
     images: ImageControl,
     accounts: AccountControl,
-    storage: BlockStorage,
+    storage: StorageWithTrash,
     heat: HeatControl,
 ) -> APIRouter:
     """Build the router of what is read."""
@@ -139,6 +140,11 @@ def data_router(
     async def get_space(node: Annotated[Node, Query()]) -> Space:
         async with walks:
             return await control.space(node.kind, str(node.id))
+
+    @router.get("/trashed-space")
+    async def get_trashed_space(tenant: str, node: Annotated[int, Query(ge=0)]) -> Space:
+        async with walks:
+            return await storage.trash.space(TenantId(tenant), node)
 
     @router.get("/heat")
     async def get_heat(volume: Annotated[int, Query(ge=0)]) -> HeatMap:

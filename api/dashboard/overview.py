@@ -15,9 +15,11 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from api.listing import each_piece, encode_all
-from bockd.blockstorage.contract import BlockStorage, Snapshot, TenantId, Volume
+from bockd.blockstorage.contract import Snapshot, TenantId, Volume
+from bockd.blockstorage.trashcontract import StorageWithTrash, TrashedNode
 from bockd.control import AccountControl, Control, SnapshotInfo, TenantInfo, VolumeInfo
 from bockd.errors import DamagedError
+from bockd.model import NodeKind
 from bockd.pool.caches import CacheState
 
 N = TypeVar("N", Volume, Snapshot)
@@ -82,6 +84,19 @@ class ShownSnapshot(Shown):
 
 
 @dataclass(frozen=True, slots=True)
+class ShownTrashed:
+    """A volume or snapshot in the trash, as `ShownVolume`."""
+
+    id: int
+    kind: NodeKind
+    name: str
+    tenant: str
+    size_bytes: int
+    deleted_at: float
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Overview:
     """Everything that is listed."""
 
@@ -90,21 +105,29 @@ class Overview:
     """An array of ShownVolume."""
     snapshots: msgspec.Raw
     """An array of ShownSnapshot."""
+    trash: tuple[ShownTrashed, ...]
+    keep_seconds: float
+    """For how long what is deleted now is kept in the trash; 0: it is gone at once."""
     damaged: tuple[str, ...]
     """Tenants whose records cannot be read, and why."""
 
 
-async def overview(control: Control, accounts: AccountControl, storage: BlockStorage) -> bytes:
+async def overview(control: Control, accounts: AccountControl, storage: StorageWithTrash) -> bytes:
     """Look at everything. Return an Overview as JSON. Raises BockdError."""
     tenants = await accounts.list_tenants()
     volumes: Owned[Volume] = {}
     snapshots: Owned[Snapshot] = {}
+    kept: list[ShownTrashed] = []
     damaged = []
     for tenant in tenants:
         whose = TenantId(tenant.id)
         try:
             await each_piece(partial(storage.list_volumes, whose), keep(volumes, whose))
             await each_piece(partial(storage.list_snapshots, whose), keep(snapshots, whose))
+            await each_piece(
+                partial(storage.trash.list, whose),
+                lambda found, whose=whose: kept.extend(shown_trashed(whose, one) for one in found),
+            )
         except DamagedError as error:
             damaged.append(f"tenant {tenant.name}: {error}")
     found = Overview(
@@ -117,6 +140,8 @@ async def overview(control: Control, accounts: AccountControl, storage: BlockSto
                 await control.list_snapshots(None), partial(shown_snapshot, owned=snapshots)
             )
         ),
+        trash=tuple(kept),
+        keep_seconds=storage.trash.keep_seconds,
         damaged=tuple(damaged),
     )
     return msgspec.json.encode(found)
@@ -155,3 +180,16 @@ def shown_volume(found: VolumeInfo, owned: Owned[Volume]) -> ShownVolume:
 def shown_snapshot(found: SnapshotInfo, owned: Owned[Snapshot]) -> ShownSnapshot:
     """Put together what the pool and the tenant know of a snapshot."""
     return ShownSnapshot.of(found, owned, volume=found.volume)
+
+
+def shown_trashed(tenant: str, found: TrashedNode) -> ShownTrashed:
+    """Tell what is in a tenant's trash."""
+    return ShownTrashed(
+        id=found.id,
+        kind=found.kind,
+        name=found.display_name or found.name,
+        tenant=tenant,
+        size_bytes=found.size_bytes,
+        deleted_at=found.deleted_at,
+        expires_at=found.expires_at,
+    )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from tests.daemon.process import Bockd
-from tests.dashboard.visitor import Visitor
+from pathlib import Path
+
+from tests.daemon.process import Bockd, serving
+from tests.dashboard.visitor import Visitor, link_of, secret_of, visiting
 
 MIB = 1 << 20
 
@@ -43,11 +45,43 @@ def test_a_volumes_life(daemon: Bockd, operator: Visitor) -> None:
     operator.do("detach", tenant=whose, volume=volume, server="web1")
 
     operator.do("delete-volume", tenant=whose, volume=clone, name="copy")
-    operator.do("delete-volume", tenant=whose, volume=volume, name="life")
+    gone = operator.do("delete-volume", tenant=whose, volume=volume, name="life")
+    assert gone == {"kept": False}  # this daemon has no trash
     (left,) = operator.data("overview?fresh=true")["snapshots"]
     assert (left["name"], left["volume"]) == ("then", volume)
     operator.do("delete-snapshot", tenant=whose, snapshot=snapshot, name="then")
     assert operator.data("overview?fresh=true")["volumes"] == []
+
+
+def test_what_was_deleted_is_kept_restored_and_deleted_for_good(tmp_path: Path) -> None:
+    config = tmp_path / "bockd.toml"
+    config.write_text("[trash]\nkeep_hours = 1\n")
+    with serving(tmp_path / "pool", config=config) as keeping:
+        url = link_of(keeping)
+        with visiting(url) as operator:
+            assert operator.enter(secret_of(url)).status_code == 200
+            whose = tenant(operator)
+            volume = operator.do("create-volume", tenant=whose, name="web", size_bytes=MIB)["id"]
+            mine = {"tenant": whose, "node": volume}
+            for _ in range(2):
+                deleted = operator.do("delete-volume", tenant=whose, volume=volume, name="web")
+                assert deleted == {"kept": True}
+                seen = operator.data("overview?fresh=true")
+                assert (seen["volumes"], seen["keep_seconds"]) == ([], 3600.0)
+                (kept,) = seen["trash"]
+                assert (kept["id"], kept["kind"], kept["name"]) == (volume, "volume", "web")
+                space = operator.data(f"trashed-space?tenant={whose}&node={volume}")
+                assert space == {"exclusive_bytes": 0, "shared_bytes": 0}
+                operator.do("restore", **mine)
+                assert operator.post("/do/restore", mine).status_code == 404
+                (there,) = operator.data("overview?fresh=true")["volumes"]
+                assert (there["id"], there["name"]) == (volume, "web")
+            operator.do("delete-volume", tenant=whose, volume=volume, name="web")
+            refused = operator.post("/do/delete-for-good", {**mine, "name": "other"})
+            assert refused.status_code == 409
+            assert operator.post("/do/restore", {**mine, "tenant": "other"}).status_code == 404
+            operator.do("delete-for-good", **mine, name="web")
+            assert operator.data("overview?fresh=true")["trash"] == []
 
 
 def test_another_name_than_the_one_typed_is_not_destroyed(daemon: Bockd, operator: Visitor) -> None:

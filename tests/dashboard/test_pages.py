@@ -150,6 +150,62 @@ def test_what_is_not_in_the_cluster_is_shown(browser: Browser, daemon: Bockd) ->
     daemon.bock("volume", "delete", "logged")
 
 
+def test_a_deletion_is_undone_by_a_click_and_later_on_the_page_of_the_trash(
+    browser: Browser, tmp_path: Path
+) -> None:
+    config = tmp_path / "bockd.toml"
+    config.write_text("[trash]\nkeep_hours = 48\n")
+    with (
+        serving(tmp_path / "pool", config=config) as keeping,
+        operating(browser, keeping) as screen,
+    ):
+        keeping.bock("volume", "create", "web", "--size", "8M")
+        with keeping.connected("web") as client:
+            client.pwrite(b"x" * MIB, 0)
+        keeping.wait_until_unused("web")
+        keeping.bock("snapshot", "create", "web", "then")
+        page = screen.page
+        said = page.get_by_role("status").first
+        page.get_by_role("link", name="web", exact=True).click()
+
+        page.get_by_role("button", name="Delete", exact=True).first.click()
+        dialog = page.get_by_role("dialog", name="Delete volume web")
+        expect(dialog).to_contain_text("It is kept in the trash for 2 days.")
+        fill(page, "Delete volume web", "Delete", Type_web_to_confirm="web")
+        expect(said).to_contain_text("The volume is deleted.")
+        expect(page.get_by_role("heading", level=1)).to_have_text("Volumes")
+        expect(page.get_by_role("link", name="web", exact=True)).to_have_count(0)
+        page.get_by_role("button", name="Undo").click()
+        expect(said).to_have_text("web is back.")
+        page.get_by_role("link", name="web", exact=True).click()
+        with keeping.connected("web") as client:
+            assert client.pread(MIB, 0) == b"x" * MIB
+        keeping.wait_until_unused("web")
+
+        page.get_by_role("button", name="Delete snapshot then").click()
+        fill(page, "Delete snapshot then", "Delete", Type_then_to_confirm="then")
+        expect(page.get_by_role("button", name="Delete snapshot then")).to_have_count(0)
+        page.get_by_role("button", name="Undo").click()
+        expect(page.get_by_role("button", name="Delete snapshot then")).to_be_visible()
+
+        for kind, name in (("volume", "web"), ("snapshot", "then")):
+            keeping.bock(kind, "delete", name)
+        page.get_by_role("link", name="Trash").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text("Trash")
+        row = page.get_by_role("row").filter(has_text="web")
+        expect(row).to_contain_text("8 MiB")
+        expect(row).to_contain_text("0 B")  # the snapshot has it all, too
+        page.get_by_role("button", name="Restore web").click()
+        expect(said).to_have_text("web is back.")
+        expect(row).to_have_count(0)
+        page.get_by_role("button", name="Delete then for good").click()
+        fill(page, "Delete snapshot then for good", "Delete", Type_then_to_confirm="then")
+        expect(said).to_have_text("then is gone for good.")
+        expect(page.get_by_text("There is nothing in the trash.")).to_be_visible()
+        assert keeping.bock("trash", "list") == []
+        assert [one["name"] for one in keeping.bock("volume", "list")] == ["web"]
+
+
 def test_the_charts_move_while_fio_runs(browser: Browser, daemon: Bockd, tmp_path: Path) -> None:
     daemon.bock("volume", "create", "busy", "--size", "512M")
     with busy(daemon, "busy", "400m", "normal:12"), operating(browser, daemon) as screen:

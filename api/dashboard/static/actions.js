@@ -17,7 +17,7 @@ const SIZE = { name: "size", label: "Size", hint: "As 10 GiB or 512 MiB", requir
 async function freed(kind, id) {
   try {
     const space = await data(`space?kind=${kind}&id=${id}`);
-    return `It holds ${size(space.exclusive_bytes)} that nothing else shows, which deleting it frees.`;
+    return `It holds ${size(space.exclusive_bytes)} that nothing else shows, which deleting it for good frees.`;
   } catch (error) {
     return `What it holds alone is not known: ${error.message}`;
   }
@@ -122,21 +122,50 @@ export const reopen = (volume) => ask(`Reopen ${volume.name}`, {
   act: () => change("reopen", { tenant: volume.tenant, volume: volume.id }),
 });
 
-export const deleteVolume = async (volume) => ask(`Delete volume ${volume.name}`, {
-  text: [await freed("volume", volume.id), "Its snapshots stay. This cannot be undone."],
+// What becomes of what is deleted, in words.
+function fate(keepSeconds) {
+  if (!keepSeconds) return "This cannot be undone.";
+  const hours = keepSeconds / 3600;
+  return `It is kept in the trash for ${hours % 24 ? `${hours} hours` : `${hours / 24} days`}.`;
+}
+
+// Bring something back from the trash; it has its id again.
+export const restore = async ({ tenant, id }) => {
+  await change("restore", { tenant, node: id });
+  return true;
+};
+
+// Delete by way of `what`; if the trash has it then, that can be undone.
+async function deleted(what, body, node) {
+  const { kept } = await change(what, body);
+  return kept ? { undo: { act: () => restore(node), said: `${node.name} is back.` } } : null;
+}
+
+export const deleteVolume = async (volume, keepSeconds) => ask(`Delete volume ${volume.name}`, {
+  text: [await freed("volume", volume.id), `Its snapshots stay. ${fate(keepSeconds)}`],
   fields: [confirmation(volume.name)],
   button: "Delete",
   dangerous: true,
-  act: ({ name }) => change("delete-volume", { tenant: volume.tenant, volume: volume.id, name }),
+  act: ({ name }) =>
+    deleted("delete-volume", { tenant: volume.tenant, volume: volume.id, name }, volume),
 });
 
-export const deleteSnapshot = async (snapshot) => ask(`Delete snapshot ${snapshot.name}`, {
+export const deleteSnapshot = async (snapshot, keepSeconds) => ask(`Delete snapshot ${snapshot.name}`, {
   text: [
     await freed("snapshot", snapshot.id),
-    "Volumes that were made from it stay. This cannot be undone.",
+    `Volumes that were made from it stay. ${fate(keepSeconds)}`,
   ],
   fields: [confirmation(snapshot.name)],
   button: "Delete",
   dangerous: true,
-  act: ({ name }) => change("delete-snapshot", { tenant: snapshot.tenant, snapshot: snapshot.id, name }),
+  act: ({ name }) =>
+    deleted("delete-snapshot", { tenant: snapshot.tenant, snapshot: snapshot.id, name }, snapshot),
+});
+
+export const deleteForGood = (trashed) => ask(`Delete ${trashed.kind} ${trashed.name} for good`, {
+  text: ["What it holds alone is free then. This cannot be undone."],
+  fields: [confirmation(trashed.name)],
+  button: "Delete",
+  dangerous: true,
+  act: ({ name }) => change("delete-for-good", { tenant: trashed.tenant, node: trashed.id, name }),
 });

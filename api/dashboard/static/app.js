@@ -1,8 +1,9 @@
 // The dashboard: which page is shown, and how often the daemon is asked for what.
 
 import { History, data, leave } from "./daemon.js";
-import { visible } from "./dom.js";
+import { h, visible } from "./dom.js";
 import { PoolPage } from "./pool.js";
+import { TrashPage } from "./trash.js";
 import { VolumePage } from "./volume.js";
 import { VolumesPage } from "./volumes.js";
 
@@ -25,11 +26,13 @@ class Dashboard {
     for (const [what, pause] of Object.entries(EACH_MS)) this.#watch(what, pause);
   }
 
-  // Do something that a dialog asks for; `said` is told when it is done. Resolves with whether it was.
+  // Do something that a dialog asks for; `said` is told when it is done, with a button if that can be undone.
+  // Resolves with whether it was.
   async act(act, said) {
     try {
-      if (!await act()) return false;
-      this.#say(said);
+      const done = await act();
+      if (!done) return false;
+      this.#say(said, done.undo);
       this.page.tree?.forget();
       await this.#take("overview", "?fresh=true");
       return true;
@@ -39,14 +42,18 @@ class Dashboard {
     }
   }
 
-  #say(text) {
-    this.said.textContent = visible(text);
+  #say(text, undo) {
+    const button = undo && h("button", {
+      type: "button", onclick: () => this.act(undo.act, undo.said),
+    }, "Undo");
+    this.said.replaceChildren(visible(text), ...button ? [" ", button] : []);
   }
 
   #route(moved) {
     const volume = /^#\/volume\/(\d+)$/.exec(location.hash);
     if (volume) this.page = new VolumePage(this, Number(volume[1]));
     else if (location.hash === "#/pool") this.page = new PoolPage(this);
+    else if (location.hash === "#/trash") this.page = new TrashPage(this);
     else this.page = new VolumesPage(this);
     this.main.replaceChildren(this.page.element);
     this.#draw();

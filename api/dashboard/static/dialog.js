@@ -5,7 +5,8 @@ import { h, visible } from "./dom.js";
 let numbered = 0;
 
 // Fields: {name, label, value, options, hint, required, type, expected}. `act` gets their values; what it
-// throws is shown, and the dialog stays. Resolves with true when it was done, false when it was given up.
+// throws is shown, and the dialog stays. Resolves with what `act` does, or true, when it was done; false when it
+// was given up.
 export function ask(title, { text = [], fields = [], button, act, dangerous = false }) {
   return new Promise((resolve) => {
     const id = `dialog-${++numbered}`;
@@ -39,8 +40,7 @@ export function ask(title, { text = [], fields = [], button, act, dangerous = fa
       }
       submit.disabled = true;
       try {
-        await act(values);
-        finished = true;
+        finished = (await act(values)) ?? true;
         dialog.close();
       } catch (error) {
         problem.textContent = visible(error.message);

@@ -81,6 +81,7 @@ function room(pool) {
     ["Data of volumes", size(pool.volumes_bytes)],
     ["Freed if all snapshots were deleted", size(pool.snapshots_bytes)],
     ["Freed if all images were deleted", size(pool.images_bytes)],
+    ["Freed if the trash were emptied", size(pool.trash_bytes)],
     ["Files free", pool.files_free === null ? null : `${pool.files_free}`],
   ];
 }

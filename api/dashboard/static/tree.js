@@ -67,7 +67,7 @@ export class SnapshotTree {
       origin ? button("Revert", `Revert ${origin.name} to ${snapshot.name}`,
         () => actions.revert(origin, snapshot), "The volume is reverted.") : null,
       button("Delete", `Delete snapshot ${snapshot.name}`,
-        () => actions.deleteSnapshot(snapshot), "The snapshot is deleted."));
+        () => actions.deleteSnapshot(snapshot, this.overview.keep_seconds), "The snapshot is deleted."));
   }
 
   async #measure() {

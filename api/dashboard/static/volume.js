@@ -47,7 +47,8 @@ export class VolumePage {
   }
 
   async #act(act, said) {
-    const done = await this.dashboard.act(() => act(this.#volume), said);
+    const keepSeconds = this.dashboard.overview?.keep_seconds;
+    const done = await this.dashboard.act(() => act(this.#volume, keepSeconds), said);
     if (done && !this.#volume) location.hash = "#/";
   }
 
