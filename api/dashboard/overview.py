@@ -124,10 +124,7 @@ async def overview(control: Control, accounts: AccountControl, storage: StorageW
         try:
             await each_piece(partial(storage.list_volumes, whose), keep(volumes, whose))
             await each_piece(partial(storage.list_snapshots, whose), keep(snapshots, whose))
-            await each_piece(
-                partial(storage.trash.list, whose),
-                lambda found, whose=whose: kept.extend(shown_trashed(whose, one) for one in found),
-            )
+            await each_piece(partial(storage.trash.list, whose), keep_trash(kept, whose))
         except DamagedError as error:
             damaged.append(f"tenant {tenant.name}: {error}")
     found = Overview(
@@ -152,6 +149,17 @@ def keep(owned: Owned[N], whose: TenantId) -> Callable[[Sequence[N]], None]:
 
     def take(found: Sequence[N]) -> None:
         owned.update((one.id, (whose, one)) for one in found)
+
+    return take
+
+
+def keep_trash(
+    kept: list[ShownTrashed], whose: TenantId
+) -> Callable[[Sequence[TrashedNode]], None]:
+    """Return what enters what a tenant has in the trash."""
+
+    def take(found: Sequence[TrashedNode]) -> None:
+        kept.extend(shown_trashed(whose, one) for one in found)
 
     return take
 

@@ -150,8 +150,13 @@ def _wrong_trash(
 ) -> Iterator[str]:
     nodes = Nodes(txn)
     marked: set[Key] = {
-        *((NodeKind.VOLUME, one.id) for one in nodes.sound_volumes() if one.trashed is not None),
-        *((NodeKind.SNAPSHOT, one.id) for one in nodes.sound_snapshots() if one.trashed is not None),
+        (kind, one.id)
+        for kind, found in (
+            (NodeKind.VOLUME, nodes.sound_volumes()),
+            (NodeKind.SNAPSHOT, nodes.sound_snapshots()),
+        )
+        for one in found
+        if one.trashed is not None
     }
     recorded: set[Key] = {(record.kind, record.node.id) for record in trash}
     for kind, node in sorted(recorded - marked):

@@ -9,7 +9,8 @@ import pytest
 
 from api.dashboard.overview import overview
 from api.listing import PIECE
-from bockd.blockstorage.contract import NewVolume, Quota
+from bockd.blockstorage.contract import NewVolume, Page, Quota, TenantId
+from bockd.blockstorage.trashcontract import StorageWithTrash, TrashedNode
 from bockd.control import AccountControl, TenantInfo
 from bockd.model import MIB
 from tests.api.memory_blockstorage import MemoryBlockStorage
@@ -28,22 +29,39 @@ class Accounts:
         return [TenantInfo(DEMO.id, DEMO.name, 0, 0, 0, -1, -1, -1, "default")]
 
 
+class Trash:
+    """Empty; the overview asks for nothing else."""
+
+    keep_seconds = 0.0
+
+    async def list(self, _tenant: TenantId, _page: Page) -> list[TrashedNode]:
+        return []
+
+
+class Storage(MemoryBlockStorage):
+    """One with an empty trash."""
+
+    trash = Trash()
+
+
 @in_trio
 async def test_the_loop_turns_while_everything_is_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     control = MemoryControl(tmp_path)
-    storage = MemoryBlockStorage(Quota(VOLUMES, VOLUMES, 0))
+    storage = Storage(Quota(VOLUMES, VOLUMES, 0))
     for number in range(VOLUMES):
         control.add_volume(f"pool name {number}", MIB)
         await storage.create_volume(DEMO.id, NewVolume(1, f"name {number}"))
     nobodys = control.add_volume("nobody's", MIB)
     snapshot = control.add_snapshot("nobody's", "then")
     accounts: AccountControl = Accounts()  # type: ignore[assignment]
+    kept: StorageWithTrash = storage  # type: ignore[assignment]
     async with counting_turns(monkeypatch) as turns:
-        found = msgspec.json.decode(await overview(control, accounts, storage))
+        found = msgspec.json.decode(await overview(control, accounts, kept))
         # Once as the tenant knows them, once as they are written.
         assert turns.count >= 2 * VOLUMES // PIECE - 1
+    assert (found["trash"], found["keep_seconds"]) == ([], 0)
     assert [one["id"] for one in found["tenants"]] == [DEMO.id]
     volumes, snapshots = found["volumes"], found["snapshots"]
     assert len(volumes) == VOLUMES + 1
