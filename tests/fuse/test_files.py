@@ -397,7 +397,7 @@ def test_a_profiled_file_is_answered_when_its_device_says(nodes: MemoryNodes, di
         for operation in (
             lambda: os.pwrite(file, b"x" * 4096, 0) == 4096,
             lambda: os.pread(file, 4096, 0) == b"x" * 4096,
-            lambda: os.fsync(file) is None,
+            lambda: not os.fsync(file),  # type: ignore[func-returns-value]
         ):
             applied = Applied(profile=stuck)
             nodes.call(nodes.gates.refresh)
