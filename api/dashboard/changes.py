@@ -166,7 +166,7 @@ def volume_changes(storage: BlockStorage) -> APIRouter:
 
 def deletions(storage: StorageWithTrash) -> APIRouter:
     """Build the router of what is deleted, restored, and deleted for good."""
-    router = APIRouter()
+    router = APIRouter(route_class=AuditedRoute)
     trash = storage.trash
 
     async def kept(tenant: str, node: int) -> Deleted:
