@@ -93,8 +93,8 @@ def test_a_snapshot_reads_the_same_as_local_and_as_neutral(index: LmdbIndex, end
 
 
 def test_a_local_volume_written_now_has_the_same_fields_as_before(index: LmdbIndex) -> None:
-    stored = VOLUME % b',"content_bytes":null,"limits":null,"profile":null'
-    index.update(lambda txn: txn.put(VOLUMES, id_key(7), stored))
+    more = b',"content_bytes":null,"limits":null,"profile":null,"trashed":null'
+    index.update(lambda txn: txn.put(VOLUMES, id_key(7), VOLUME % more))
     with index.reading() as txn:
         volume, before = Catalogue(txn).volume(VolumeId(7)), txn.get(VOLUMES, id_key(7))
     index.update(lambda txn: Catalogue(txn).put_volume(volume))
