@@ -181,7 +181,7 @@ def test_profiles_are_switched_while_fio_runs(daemon: Bockd, tmp_path: Path) -> 
     """From a device that is stuck to one that is slow, and to none; fio sees no error."""
     volume(daemon, "switched", tmp_path, stalls=[{"seconds": 3600, "after_requests": 100}])
     job = arguments(
-        daemon, "switched", tmp_path, "--rw=randrw", "--iodepth=4", "--number_ios=20000"
+        daemon, "switched", tmp_path, "--rw=randrw", "--iodepth=4", "--number_ios=10000"
     )
     with subprocess.Popen([program("fio"), *job]) as running:
         try:
@@ -198,7 +198,7 @@ def test_profiles_are_switched_while_fio_runs(daemon: Bockd, tmp_path: Path) -> 
         finally:
             running.kill()
     found = outcome(tmp_path)
-    assert found["read"]["total_ios"] + found["write"]["total_ios"] == 20000
+    assert found["read"]["total_ios"] + found["write"]["total_ios"] == 10000
 
 
 def wait_for_requests(control: ControlClient, name: str, count: int) -> int:
@@ -228,7 +228,7 @@ def test_stop_and_snapshot_do_not_wait_for_a_device_that_is_stuck(
 def test_recorded_latencies_become_a_profile(daemon: Bockd, tmp_path: Path) -> None:
     """Those of a disk are recorded, and another volume has them then."""
     volume(daemon, "recorded", tmp_path, read_us=PERCENTILES)
-    trace, document = tmp_path / "recorded.trace", tmp_path / "like.json"
+    trace = tmp_path / "recorded.trace"
     recorder = subprocess.Popen(
         [program("bock"), "trace", "record", "recorded", "-o", trace, "--max-size", "40KiB"],
         env=daemon.environment,
@@ -241,8 +241,9 @@ def test_recorded_latencies_become_a_profile(daemon: Bockd, tmp_path: Path) -> N
         )
         daemon.tool("fio", *job)
         assert recorder.wait(120) == 0
-    document.write_text(daemon.tool("bock", "trace", "profile", trace))
-    profile = volume(daemon, "like", tmp_path, **json.loads(document.read_text()))
+    fields = json.loads(daemon.tool("bock", "trace", "profile", trace))
+    assert fields.pop("name") == "recorded"
+    profile = volume(daemon, "like", tmp_path, **fields)
     expected = Distribution(PERCENTILES)
     for fraction in (0.1, 0.5, 0.9):
         assert Distribution(profile.read_us).at(fraction) >= 0.9 * expected.at(fraction)

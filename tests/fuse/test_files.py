@@ -390,6 +390,10 @@ def test_a_profiled_file_is_answered_when_its_device_says(nodes: MemoryNodes, di
     nodes.gates.look_up = lambda _: applied
     with opened(disk, os.O_RDWR) as file, ThreadPoolExecutor(1) as threads:
 
+        def flushed() -> bool:
+            os.fsync(file)
+            return True
+
         def profile() -> DeviceProfile | None:
             device = nodes.gates.gate(VolumeId(1)).device
             return None if device is None else device.profile
@@ -397,7 +401,7 @@ def test_a_profiled_file_is_answered_when_its_device_says(nodes: MemoryNodes, di
         for operation in (
             lambda: os.pwrite(file, b"x" * 4096, 0) == 4096,
             lambda: os.pread(file, 4096, 0) == b"x" * 4096,
-            lambda: not os.fsync(file),  # type: ignore[func-returns-value]
+            flushed,
         ):
             applied = Applied(profile=stuck)
             nodes.call(nodes.gates.refresh)
