@@ -289,8 +289,8 @@ class Way:
         return self._through or self._held or self._disk_failed or broken
 
     async def _clean_or_pass(self) -> None:
-        """Have nothing dirty. That the driver cannot commit it is no reason to fail a change, if
-        that may go below all the same. Raises BockdError."""
+        """Have nothing dirty. That the driver cannot commit it is no reason to fail a change or a
+        flush, if that may go below all the same. Raises BockdError."""
         try:
             await self.become_clean()
         except BockdError as error:
@@ -493,7 +493,7 @@ class Way:
             else:
                 self.kick()
                 if self._held:
-                    await self.become_clean()
+                    await self._clean_or_pass()
                 elif current.announced:
                     return  # what went below before was flushed then
         await self.flush_below()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from bockd.errors import BockdError, UnavailableError, VolumeTakenError
@@ -53,6 +53,15 @@ class Clients:
             data = data[: length // 2] + bytes(length - length // 2)
         return data
 
+    @contextmanager
+    def _judging(self) -> Iterator[None]:
+        """Take an error for an answer, where one may be."""
+        device = self._world.device
+        try:
+            yield
+        except BockdError as error:
+            self._world.judge_error(device, error)
+
     def begin_any(self) -> None:
         """Begin a request of any kind."""
         request = self._chance.choice(self.REQUESTS)
@@ -71,11 +80,12 @@ class Clients:
 
     async def _read(self, offset: int, length: int) -> None:
         world, into = self._world, memoryview(bytearray(length))
-        began = world.tick()
+        began, device = world.tick(), world.device
         try:
-            if not world.device.try_read(offset, into):
-                await world.device.read(offset, into)
-        except (FailedError, UnavailableError, VolumeTakenError):
+            if not device.try_read(offset, into):
+                await device.read(offset, into)
+        except (FailedError, UnavailableError, VolumeTakenError) as error:
+            world.judge_error(device, error)
             return
         ended = world.tick()
         if wrong := world.oracle.misread(bytes(into), offset, began, ended):
@@ -94,7 +104,8 @@ class Clients:
                 device.commit()
             else:
                 await device.write(offset, memoryview(mutable))
-        except BockdError:
+        except BockdError as error:
+            world.judge_error(device, error)
             return
         finally:
             mutable[:] = b"!" * len(mutable)  # whoever keeps it must have a copy
@@ -125,7 +136,7 @@ class Clients:
 
     async def _zeros(self, offset: int, length: int, change: Callable[[], Steps[None]]) -> None:
         given = self._world.oracle.begin(offset, bytes(length), self._world.tick())
-        with suppress(BockdError):
+        with self._judging():
             await change()
             self._answered(given)
 
@@ -134,7 +145,7 @@ class Clients:
 
     async def _flush(self) -> None:
         began = self._world.tick()
-        with suppress(BockdError):
+        with self._judging():
             await self._world.device.flush()
             self._world.oracle.flushed(began, self._world.tick())
 
@@ -146,7 +157,7 @@ class Clients:
     async def _fua(self, offset: int, data: bytes) -> None:
         given = self._world.oracle.begin(offset, data, self._world.tick())
         device = self._world.device
-        with suppress(BockdError):
+        with self._judging():
             await device.write(offset, memoryview(bytearray(data)))
             began = self._world.tick()
             await device.flush()

@@ -24,11 +24,11 @@ MOST = 3000
 """Lives in which a mutation must have been noticed."""
 
 
-def live(seed: int, root: Path, mutate: Mutation, steps: int) -> World:
+def live(seed: int, root: Path, mutate: Mutation, steps: int, kind: type[World] = World) -> World:
     """Play one life. Raises ViolationError."""
     world: World | None = None
     try:
-        world = World(seed, root, mutate)
+        world = kind(seed, root, mutate)
         world.play(steps)
     finally:
         if world is not None:
@@ -37,11 +37,13 @@ def live(seed: int, root: Path, mutate: Mutation, steps: int) -> World:
     return world
 
 
-def noticed(mutate: Mutation, seeds: Iterable[int], root: Path, steps: int) -> tuple[int, str]:
+def noticed(
+    mutate: Mutation, seeds: Iterable[int], root: Path, steps: int, kind: type[World] = World
+) -> tuple[int, str]:
     """Return in which life, counted from one, a mutation went wrong, and how. Zero: in none."""
     for nth, seed in enumerate(seeds, 1):
         try:
-            live(seed, root / str(seed), mutate, steps)
+            live(seed, root / str(seed), mutate, steps, kind)
         except ViolationError as error:
             return nth, str(error)
     return 0, ""

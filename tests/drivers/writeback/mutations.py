@@ -383,6 +383,20 @@ def _waits_for_another_log(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Way, "_until", until)
 
 
+def flush_needs_the_record(patch: pytest.MonkeyPatch) -> None:
+    """A flush that is held fails if the driver cannot commit that nothing is dirty."""
+    flush = Way.flush
+
+    async def strict(self: Way) -> None:
+        if self._held and self.log is not None and not self.log.clean:
+            with suppress(BrokenLogError):
+                await self.log.flush()
+            await self.become_clean()
+        await flush(self)
+
+    patch.setattr(Way, "flush", strict)
+
+
 MUTATIONS: dict[str, Mutation] = {
     one.__name__.strip("_"): one
     for one in (

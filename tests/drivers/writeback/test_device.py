@@ -200,6 +200,27 @@ def test_what_is_held_is_answered_when_it_is_below(opened: Opened, below: Memory
     go_on(below, opened)
 
 
+def test_what_is_held_does_not_fail_where_only_the_driver_cannot_commit(
+    opened: Opened, below: MemoryDevice
+) -> None:
+    """The index is silent, and the image answers: a guest's journal would end by an error."""
+    opened.write(0, ONE)
+    opened.device.hold(held=True)
+    opened.refusing = True
+    opened.flush()
+    assert holding(below, 0, BLOCK_SIZE) == ONE
+    flushes = below.calls.count("flush")
+    opened.write(0, TWO)
+    opened.flush()
+    assert holding(below, 0, BLOCK_SIZE) == TWO
+    assert below.calls.count("flush") > flushes
+    opened.refusing = False
+    opened.device.hold(held=False)
+    opened.write(0, ONE)
+    opened.again()
+    assert opened.read() == ONE, "the log that could not be ended is not replayed over it"
+
+
 def test_who_writes_now_and_then_keeps_the_log(
     opened: Opened, below: MemoryDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:

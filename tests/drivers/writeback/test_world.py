@@ -17,8 +17,8 @@ from tests.amounts import amount
 
 from .clients import Clients
 from .lives import STEPS, live, noticed
-from .mutations import MUTATIONS, RARE, nothing
-from .world import World
+from .mutations import MUTATIONS, RARE, flush_needs_the_record, nothing
+from .world import SilentIndex, World
 
 LIVES = 30
 MOST = 100
@@ -45,6 +45,14 @@ def test_a_life_is_the_same_whenever_it_is_played(tmp_path: Path) -> None:
 def test_a_rule_that_is_left_out_is_missed(tmp_path: Path, name: str) -> None:
     nth, _ = noticed(MUTATIONS[name], range(MOST), tmp_path, STEPS)
     assert nth, f"not noticed in {MOST} lives"
+
+
+def test_while_only_commits_fail_no_client_is_told_of_an_error(tmp_path: Path) -> None:
+    for seed in range(LIVES // 3):
+        live(seed, tmp_path / str(seed), nothing, STEPS, SilentIndex)
+    nth, how = noticed(flush_needs_the_record, range(MOST), tmp_path, STEPS, SilentIndex)
+    assert nth, f"not noticed in {MOST} lives"
+    assert "only commits fail" in how
 
 
 class WrittenBackVolume(RuleBasedStateMachine):

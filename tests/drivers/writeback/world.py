@@ -14,6 +14,7 @@ What must hold (oracle.py):
   take: it is replayed over what is newer, and that must not be lost until it has come so far again.
 * While the record says that nothing is dirty, others may have the volume, and lose nothing.
 * Once the volume is closed, nothing is sent below, and no file of its log is touched.
+* While nothing fails but the driver's commits, no client is told of an error.
 """
 
 from __future__ import annotations
@@ -105,6 +106,8 @@ class World:
         self.epoch = 0
         """Goes up with each opening: what an earlier one commits does not count."""
         self._alive = False
+        self._sound = False
+        """Nothing but commits has failed since the volume was opened."""
         self._lock = -1
         self._judged = -1
         """After how many changes of the device below that was right."""
@@ -182,6 +185,7 @@ class World:
             shutil.rmtree(aside, ignore_errors=True)  # one that is gone counts until it is seen
         self.device = opened[0]
         self._alive = True
+        self._sound = not (self.below.failing or self.disk.failing)
 
     async def _commit(self, epoch: int, record: str | None) -> None:
         fails = self.chance.random() < self.unheard
@@ -462,6 +466,13 @@ class World:
 
     # -- rules -----------------------------------------------------------------------------------
 
+    def judge_error(self, device: WriteBackDevice, error: BockdError) -> None:
+        """Judge what a client was told."""
+        way = device.way
+        broken = way.log is not None and way.log.broken
+        if self._sound and device is self.device and not (way._closed or broken):
+            raise ViolationError(f"only commits fail, and a client is told: {error!r}") from error
+
     def content_below(self) -> bytes:
         return self.below.now(0, SIZE_BYTES)
 
@@ -509,12 +520,14 @@ class World:
 
     def fail_below(self, share: float) -> None:
         self.below.failing = share
+        self._sound &= not share
 
     def fail_commits(self, share: float) -> None:
         self.unheard = share
 
     def fail_disk(self, share: float) -> None:
         self.disk.failing = share
+        self._sound &= not share
 
     def fill_disk(self, *, full: bool) -> None:
         self.disk.full = full
@@ -552,3 +565,17 @@ class World:
         if self.directory.images() or self.directory.space.used_bytes:
             raise ViolationError("all was drained, and a log is still there, or its room is taken")
         self.counts["failed syncs"] += self.disk.failures
+
+
+class SilentIndex(World):
+    """One in which hardly anything fails but the driver's commits, and the log is held often."""
+
+    def __init__(self, seed: int, root: Path, mutate: Callable[[pytest.MonkeyPatch], None]) -> None:
+        super().__init__(seed, root, mutate)
+        self.switching = self.troubles = 0.15
+
+    def change_troubles(self) -> None:
+        self.fail_commits(self.chance.choice((0.0, 0.5, 1.0)))
+
+    def switch(self) -> None:
+        self.device.hold(held=self.chance.random() < 0.5)
