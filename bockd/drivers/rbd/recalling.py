@@ -33,6 +33,7 @@ from bockd.drivers.rbd.taking import C, ImageGoneError, Taker
 from bockd.errors import NotFoundError, VolumeFailedError, VolumeTakenError
 from bockd.model import VolumeId
 from bockd.pool.index import Index, Transaction
+from bockd.publictexts import discretion
 from bockd.runtime.steps import Steps, blocking, blocking_apart, run_inline
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,12 @@ def recall(nodes: OpenNodes, volume: VolumeId, *, force: bool) -> Steps[str | No
             except VolumeTakenError:
                 seen = await blocking_apart(CHANGING, ledger.look, volume)
             except VolumeFailedError as error:
-                return str(error)
+                told = discretion.text(error)
+                if opened.front.log is None:
+                    return told
+                # As when it cannot be opened: that says so until the log is put back, or given up.
+                nodes.refusals[volume] = str(error)
+                return seen.failed
             else:
                 return seen.failed
         elif opened is not None:

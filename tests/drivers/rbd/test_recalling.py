@@ -6,23 +6,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from bockd.config.rbd import RbdSettings
-from bockd.errors import DirtyElsewhereError, NotFoundError, VolumeTakenError
+from bockd.errors import DirtyElsewhereError, NotFoundError, VolumeFailedError, VolumeTakenError
 from bockd.model import BLOCK_SIZE, NodeKind, VolumeId
 from bockd.pool.device import SharedDevice
 from bockd.pool.index import Index, Transaction
 from bockd.pool.nodes import Nodes
-from bockd.runtime.steps import run_inline
+from bockd.publictexts import UNREADABLE_LOG, concealed
+from bockd.runtime.steps import Steps, run_inline
 from tests.drivers.rbd.ceph import need_modules
 from tests.drivers.rbd.pooldriver import RbdDriver
 from tests.drivers.rbd.takers import Records
 
 need_modules()
 
+from bockd.drivers.rbd import recalling  # noqa: E402
 from bockd.drivers.rbd.recalling import vacate  # noqa: E402 - where there are the modules
 from bockd.drivers.rbd.records import (  # noqa: E402
     DirtyAt,
@@ -264,3 +267,30 @@ def test_what_becomes_dirty_meanwhile_is_not_recalled(then: str) -> None:
     now = tenures.look(VOLUME.id)
     assert now.dirty_at == DIRTY
     assert now.holder == (None if then == "ends" else "there")
+
+
+@pytest.mark.parametrize("has_log", [True, False])
+def test_what_cannot_be_flushed_here_is_told_without_paths(has_log: bool) -> None:
+    """A detach records what it is told, and the tenant reads that."""
+    records: Any = Records()
+    put_record(cast(Transaction, records), VOLUME)
+
+    async def fail() -> None:
+        raise concealed(VolumeFailedError("/var/lib/logs/00000001.seg is damaged"), UNREADABLE_LOG)
+
+    front = SimpleNamespace(
+        device=SimpleNamespace(flush=fail), log=SimpleNamespace() if has_log else None
+    )
+
+    async def exclusive(_volume: VolumeId, steps: Callable[[], Steps[Any]]) -> Any:
+        return await steps()
+
+    nodes: Any = SimpleNamespace(
+        session=SimpleNamespace(taker=SimpleNamespace(ledger=Tenures(records))),
+        volumes={VOLUME.id: SimpleNamespace(taken=SimpleNamespace(epoch=0), front=front)},
+        refusals={},
+        exclusive=exclusive,
+    )
+    told = run_inline(recalling.recall(nodes, VOLUME.id, force=False))
+    assert told == (None if has_log else UNREADABLE_LOG)
+    assert ("00000001.seg" in nodes.refusals.get(VOLUME.id, "")) == has_log
