@@ -174,31 +174,35 @@ class Bus:
             self._remove(tuple(answers))
         return bool(answers)
 
-    def find_alive(self, authors: Collection[str]) -> str | None:
+    def find_alive(self, authors: Callable[[], Collection[str]]) -> str | None:
         """Ask for runs, again and again, before something is done that cannot be undone if one of
-        them lives. Return one that lives. None: all questions were delivered, none of the runs has
-        answered any, and the last was acknowledged by all who watch the bus, which does not say
-        that a run has ended that is cut off from the cluster. Blocks, for half a minute if they are
-        dead. Raises UnavailableError: a question was not delivered, so nothing is known;
-        BockdError."""
-        began = time.monotonic()
-        while authors:
-            asked_at, all_heard = time.monotonic(), True
-            for author in authors:
+        them lives. `authors` names them anew for each round, as one may start meanwhile. Return one
+        that lives. None: for half a minute no other run was named, all questions were delivered,
+        none of the runs has answered any, and the last was acknowledged by all who watch the bus,
+        which does not say that a run has ended that is cut off from the cluster. Blocks, for half a
+        minute if they are dead, or if there are none. Raises UnavailableError: a question was not
+        delivered, or a run was named late, so nothing is known; BockdError."""
+        began = since = time.monotonic()
+        asked = set[str]()
+        while True:
+            asked_at, all_heard, named = time.monotonic(), True, authors()
+            if not asked.issuperset(named):
+                since = asked_at
+                asked.update(named)
+            for author in named:
                 question = Question(author, f"{asked_by(self._who)}{next(self._numbers)}")
                 all_heard &= self._deliver(question)
                 if answers := self._answers_to(question):
                     self._remove(tuple(answers))
                     return author
-            if all_heard and asked_at - began >= CERTAIN_SECONDS:
+            if all_heard and asked_at - since >= CERTAIN_SECONDS:
                 return None
             if asked_at - began >= MOST_CERTAIN_SECONDS:
                 raise UnavailableError(
                     "whether another gateway lives is not known: somebody who watches the bus does "
-                    "not acknowledge questions; try again"
+                    "not acknowledge questions, or it has just been started; try again"
                 )
             time.sleep(max(0.0, asked_at + ROUND_SECONDS - time.monotonic()))
-        return None
 
     def _deliver(self, question: Question) -> bool:
         """Send a question, and wait for the end of that itself. Return whether all who watch have

@@ -6,6 +6,7 @@ Implements `bockd.pool.pool.VolumeCaches`.
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import replace
 
 from bockd.drivers.rbd.draining import Drained, drain_while_it_shrinks
@@ -132,12 +133,12 @@ class CacheOperations:
 
         async def steps() -> None:
             self._nodes.refuse_used(NodeKind.VOLUME, volume)
-            seen = await blocking_apart(CHANGING, self._look_dirty, volume)
+            seen, asked = await blocking_apart(CHANGING, self._look_dirty, volume)
             if await self._is_written_back(volume):
                 log.info("volume %s: all was written back, so nothing was discarded", volume)
                 return
             await self._nodes.close_volume(volume, keep_dirty=True)
-            record = await blocking_apart(CHANGING, self._discard, seen, in_transaction)
+            record = await blocking_apart(CHANGING, self._discard, seen, asked, in_transaction)
             self._nodes.refusals.pop(volume, None)
             self._nodes.left_dirty.pop(volume, None)
             await self._nodes.fronts.discard_log(record.image, keep=True)
@@ -176,9 +177,10 @@ class CacheOperations:
         if came is Drained.NO:
             raise DeviceError(dirty.trouble or "the cluster does not take it")
 
-    def _look_dirty(self, volume: VolumeId) -> RbdVolumeRecord:
+    def _look_dirty(self, volume: VolumeId) -> tuple[RbdVolumeRecord, Collection[str] | None]:
         """Return the record of a volume whose dirty data may be given up here: it is dirty, and at
-        no gateway that lives but this one. Blocks."""
+        no gateway that lives but this one; and the runs that were asked. None: it is dirty here.
+        Blocks."""
         seen = self._session.tenures.look(volume)
         if seen.dirty_elsewhere(self._session.who.gateway):
             keeper = self._session.bus.ask(seen.image, Manner.POLITE, DRAIN_SECONDS)
@@ -194,26 +196,53 @@ class CacheOperations:
                 "is nothing to discard"
             )
         if seen.dirty_elsewhere(self._session.who.gateway):
-            self._refuse_alive(seen, seen.dirty_at.gateway)
-        return seen
+            return seen, self._refuse_alive(seen, seen.dirty_at.gateway)
+        return seen, None
 
-    def _refuse_alive(self, seen: RbdVolumeRecord, name: str) -> None:
-        """Raise InUseError if a gateway lives: the run that the table has of it, or the one that
-        had the volume last. Raises UnavailableError: that is not known."""
-        with self._session.index.reading() as txn:
-            found = gateway(txn, name)
-        runs = set() if found is None else {found.run}
+    def _refuse_alive(self, seen: RbdVolumeRecord, name: str) -> set[str]:
+        """Raise InUseError if a gateway lives: a run that the table has of it meanwhile, or the one
+        that had the volume last. Return the runs. Raises UnavailableError: that is not known."""
+        asked = set[str]()
         if seen.holder == name and seen.run is not None:
-            runs.add(seen.run)
-        if self._session.bus.find_alive(sorted(f"{name}/{run}" for run in runs)) is not None:
+            asked.add(f"{name}/{seen.run}")
+
+        def runs() -> list[str]:
+            # A change of nothing, which begins with what the others have committed.
+            found = self._session.index.update(lambda txn: gateway(txn, name))
+            if found is not None:
+                asked.add(f"{name}/{found.run}")
+            return sorted(asked)
+
+        if self._session.bus.find_alive(runs) is not None:
             raise InUseError(
                 f"gateway {name}, which has answered writes to volume {seen.id} ({seen.name}) that "
                 "are not in the cluster, is running: it writes them back, or is to be asked itself "
                 "to discard them"
             )
+        return asked
 
-    def _discard(self, seen: RbdVolumeRecord, in_transaction: WithVolume) -> RbdVolumeRecord:
-        """Shut whoever has the volume out, and then write down that nothing is dirty. Blocks."""
+    def _discard(
+        self, seen: RbdVolumeRecord, asked: Collection[str] | None, in_transaction: WithVolume
+    ) -> RbdVolumeRecord:
+        """Shut whoever has the volume out, and then write down that nothing is dirty. Raises
+        InUseError: a run of the gateway where it is dirty was not asked. Blocks."""
+        at = seen.dirty_at
+        assert at is not None
+
+        def refuse_unasked(txn: Transaction) -> None:
+            found = gateway(txn, at.gateway)
+            if asked is not None and found is not None and f"{found.name}/{found.run}" not in asked:
+                raise InUseError(
+                    f"gateway {found.name}, which has answered writes to volume {seen.id} "
+                    f"({seen.name}) that are not in the cluster, has just been started, so nothing "
+                    "was discarded: it writes them back, if it can; look again in a while"
+                )
+
+        def change(txn: Transaction, record: VolumeRecord) -> None:
+            refuse_unasked(txn)
+            in_transaction(txn, record)
+
+        self._session.index.update(refuse_unasked)
         claim = self._session.taker.open_claim(seen.image)
         try:
             if (owner := claim.owner()) is not None:
@@ -228,12 +257,11 @@ class CacheOperations:
                 f"another gateway has just opened or written back volume {seen.id} ({seen.name}); "
                 "try again"
             )
-        record = self._session.tenures.discard(now, self._session.clock(), in_transaction)
-        assert seen.dirty_at is not None
+        record = self._session.tenures.discard(now, self._session.clock(), change)
         log.warning(
             "volume %s (%s): what gateway %s had answered and not written back was discarded",
             seen.id,
             seen.name,
-            seen.dirty_at.gateway,
+            at.gateway,
         )
         return record

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -201,7 +202,7 @@ class Silent:
         patch.setattr("bockd.drivers.rbd.bus.DELIVERED_SECONDS", 20.0)
         one: Any = Bus.__new__(Bus)
         one._limited, one._who, one._asking = self, Identity("here", "a" * 16), set()
-        one._numbers = count(1)
+        one._numbers, one._sending = count(1), threading.Lock()
         one._answers_to = lambda asked: {"key": "here"} if asked.author == self.here else {}
         one._remove = lambda _keys: None
         found: Bus = one
@@ -217,12 +218,44 @@ def test_nobody_is_taken_for_dead_who_was_not_asked_again_and_again(
     """A gateway may have lost its watch, and makes it again."""
     silent = Silent()
     silent.ends = [errno.ETIMEDOUT] * 6 + [0]
-    assert silent.bus(monkeypatch).find_alive(THERE) is None
+    assert silent.bus(monkeypatch).find_alive(lambda: THERE) is None
     assert silent.asked == THERE * (len(silent.asked) // 2)
     assert len(silent.asked) >= 8
-    assert silent.bus(monkeypatch).find_alive([]) is None
     silent.here = THERE[1]
-    assert silent.bus(monkeypatch).find_alive(THERE) == THERE[1]
+    assert silent.bus(monkeypatch).find_alive(lambda: THERE) == THERE[1]
+
+
+def test_who_is_started_meanwhile_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody may be named at first: the gateway has ended in order, and is restarted."""
+    silent = Silent()
+    silent.ends, silent.here = [0], THERE[1]
+    named = iter([[], [], THERE[:1]])
+    bus = silent.bus(monkeypatch)
+    assert bus.find_alive(lambda: next(named, THERE)) == THERE[1]
+    assert silent.asked == [THERE[0], *THERE]
+
+
+def test_who_is_named_late_is_asked_as_long_as_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    silent = Silent()
+    silent.ends = [0]
+    bus = silent.bus(monkeypatch)
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
+    monkeypatch.setattr("bockd.drivers.rbd.bus.time", clock)
+    for name, seconds in (("ROUND", 3.0), ("CERTAIN", 30.0), ("MOST_CERTAIN", 45.0)):
+        monkeypatch.setattr(f"bockd.drivers.rbd.bus.{name}_SECONDS", seconds)
+    assert bus.find_alive(list) is None
+    assert now[0] == 30.0, "there was time to start one"
+    began = now[0]
+    assert bus.find_alive(lambda: THERE[: 1 + (now[0] - began > 10)]) is None
+    assert now[0] - began == 42.0
+    began = now[0]
+    with pytest.raises(UnavailableError, match="has just been started"):
+        bus.find_alive(lambda: THERE[: 1 + (now[0] - began > 20)])
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ETIMEDOUT])
@@ -232,7 +265,7 @@ def test_without_an_acknowledged_question_nobody_is_taken_for_dead(
     silent = Silent()
     silent.ends = [number]
     with pytest.raises(UnavailableError):
-        silent.bus(monkeypatch).find_alive(THERE)
+        silent.bus(monkeypatch).find_alive(lambda: THERE)
 
 
 def test_while_a_question_is_not_delivered_nobody_is_taken_for_dead(
@@ -246,7 +279,7 @@ def test_while_a_question_is_not_delivered_nobody_is_taken_for_dead(
     monkeypatch.setattr("bockd.drivers.rbd.bus.ALIVE_SECONDS", 0.001)
     monkeypatch.setattr("bockd.drivers.rbd.bus.DELIVERED_SECONDS", 0.01)
     with pytest.raises(UnavailableError, match="did not deliver"):
-        bus.find_alive(THERE)
+        bus.find_alive(lambda: THERE)
     silent.hanging.set()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ need_modules()
 from bockd.drivers.rbd import draining  # noqa: E402 - where there are the modules
 from bockd.drivers.rbd.caching import CacheOperations  # noqa: E402
 from bockd.drivers.rbd.gateways import GATEWAYS  # noqa: E402
-from bockd.drivers.rbd.records import DirtyAt, RbdVolumeRecord, put_record  # noqa: E402
+from bockd.drivers.rbd.records import DirtyAt, RbdVolumeRecord, Tenures, put_record  # noqa: E402
 
 ID = VolumeId(1)
 HERE, THERE = DirtyAt("here", "log", 1.0), DirtyAt("there", "log", 1.0)
@@ -61,6 +62,8 @@ class Gateway:
         self.volumes: dict[VolumeId, Any] = {}
         self.refusals: dict[VolumeId, str] = {}
         self.left_dirty: dict[VolumeId, str] = {}
+        self.is_faked = True
+        """The record and its image are not touched."""
         self.fronts = self
         self.spawn = spawn
         self.drain: Any = self.succeed
@@ -99,14 +102,15 @@ class Gateway:
     async def discard_log(self, _image: str, *, keep: bool) -> None:
         self.came.append(f"log {keep}")
 
-    def _discard(self, seen: RbdVolumeRecord, _in_transaction: object) -> RbdVolumeRecord:
+    def _discard(self, seen: RbdVolumeRecord, *_arguments: object) -> RbdVolumeRecord:
         self.came.append("discarded")
         return seen
 
     def discard(self) -> None:
         operations = CacheOperations(self)  # type: ignore[arg-type]
-        patched: Any = operations
-        patched._discard = self._discard
+        if self.is_faked:
+            patched: Any = operations
+            patched._discard = self._discard
         run_inline(operations.discard(ID))
 
 
@@ -164,28 +168,77 @@ def test_a_gateway_that_cannot_write_back_says_so(
     assert operations.state(record).trouble == "there is no room for a log"
 
 
+def put_run(gateway: Gateway, run: str) -> None:
+    there = SharedGateway(name="there", run=run, since=1.0)
+    gateway.session.index.put(GATEWAYS, b"there", msgspec.json.encode(there))
+
+
+class Asked:
+    """A bus that is asked for runs in two rounds, and what happens between them."""
+
+    def __init__(self, gateway: Gateway, meanwhile: Callable[[], None], alive: str = "") -> None:
+        self.rounds: list[list[str]] = []
+        self._meanwhile = meanwhile
+        self._alive = alive
+        session: Any = gateway.session
+        session.index = Records()
+        session.bus = self
+        gateway.now = replace(VOLUME, dirty_at=THERE, holder="there", run="b" * 16)
+
+    def ask(self, *_arguments: object) -> None:
+        """Nobody has it."""
+
+    def find_alive(self, authors: Callable[[], list[str]]) -> str | None:
+        self.rounds.append(authors())
+        self._meanwhile()
+        self.rounds.append(authors())
+        return self._alive if self._alive in self.rounds[-1] else None
+
+
 @pytest.mark.parametrize("alive", [True, False])
 def test_the_run_that_had_the_volume_is_asked_too(alive: bool, gateway: Gateway) -> None:
     """Another run of its name may be in the table, or none."""
-    asked: list[str] = []
-
-    def find_alive(authors: list[str]) -> str | None:
-        asked.extend(authors)
-        return authors[0] if alive else None
-
-    session: Any = gateway.session
-    session.index = Records()
-    session.bus = SimpleNamespace(find_alive=find_alive, ask=lambda *_arguments: None)
-    gateway.now = replace(VOLUME, dirty_at=THERE, holder="there", run="b" * 16)
-    there = SharedGateway(name="there", run="c" * 16, since=1.0)
-    session.index.put(GATEWAYS, b"there", msgspec.json.encode(there))
+    asked = Asked(gateway, lambda: None, "there/" + "b" * 16 if alive else "")
+    put_run(gateway, "c" * 16)
     if alive:
         with pytest.raises(InUseError, match="is running"):
             gateway.discard()
     else:
         gateway.discard()
-    assert asked == ["there/" + "b" * 16, "there/" + "c" * 16]
+    assert asked.rounds == [["there/" + "b" * 16, "there/" + "c" * 16]] * 2
     assert gateway.came == ([] if alive else GIVEN_UP)
+
+
+def test_a_run_that_is_started_meanwhile_is_asked(gateway: Gateway) -> None:
+    """The service of a gateway is restarted, which was ended in order, so nobody was named."""
+    asked = Asked(gateway, lambda: put_run(gateway, "d" * 16), "there/" + "d" * 16)
+    gateway.now = replace(VOLUME, dirty_at=THERE)
+    with pytest.raises(InUseError, match="is running"):
+        gateway.discard()
+    assert asked.rounds == [[], ["there/" + "d" * 16]]
+    assert gateway.came == []
+
+
+@pytest.mark.parametrize("run", ["b", "d"])
+def test_while_a_run_was_not_asked_nothing_is_given_up(run: str, gateway: Gateway) -> None:
+    """It is started between the last question and the commit."""
+    Asked(gateway, lambda: None)
+    put_run(gateway, "b" * 16)
+    records: Any = gateway.session.index
+    put_record(records, gateway.now)
+    session: Any = gateway.session
+    session.tenures, session.clock = Tenures(records), lambda: 9.0
+    claim = SimpleNamespace(owner=lambda: put_run(gateway, run * 16), close=lambda: None)
+    session.taker = SimpleNamespace(open_claim=lambda _image: claim)
+    gateway.is_faked = False
+    if run == "d":
+        with pytest.raises(InUseError, match="has just been started"):
+            gateway.discard()
+        assert "log True" not in gateway.came
+    else:
+        gateway.discard()
+        assert session.tenures.look(ID).dirty_at is None
+        assert "log True" in gateway.came
 
 
 async def hang() -> None:
