@@ -57,6 +57,9 @@ class GatewayWork:
         self._put_off: dict[str, str] = {}
         self.followed_at = _now()
         """When what the index said was asked for that came last."""
+        self._bus = session.bus
+        self.heard_at = self.followed_at
+        """When it was certain last that other gateways' questions come here."""
         self._at_work = 0
         self._idle = trio.Event()
 
@@ -104,13 +107,17 @@ class GatewayWork:
         return found
 
     def silent_seconds(self) -> float:
-        """Return for how long the cluster has not told this gateway what the index says."""
-        return _now() - self.followed_at
+        """Return for how long the cluster has not told this gateway what the index says, or what
+        other gateways ask, whichever is longer."""
+        return _now() - min(self.followed_at, self.heard_at)
 
     def _follow(self) -> None:
         asked_at = _now()
         self._index.refresh()
         self.followed_at = asked_at
+        asked_at = _now()
+        if (silent := self._bus.silent_seconds()) is not None:
+            self.heard_at = max(self.heard_at, asked_at - silent)
 
     def _dump(self) -> None:
         """Not while following: it may take long, and `silent_seconds` is to tell of silence."""

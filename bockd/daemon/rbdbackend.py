@@ -37,9 +37,15 @@ from bockd.runtime.steps import Spawn
 log = logging.getLogger(__name__)
 
 UNCONFIRMED_SECONDS = CERTAIN_SECONDS - 10.0
-"""How long writes are answered from logs without a word from the index. Whoever gives up what is
+"""How long writes are answered from logs without a word from the index, or without a watch of the
+bus that is known to be one. Whoever gives up what is
 dirty here asks this gateway for `CERTAIN_SECONDS` before, so what is answered is not given up by
 then: one that is cut off has ended to answer."""
+
+RELEASE_LOOKS = 10
+"""How often in a row, every `FOLLOW_SECONDS`, index and bus must be back until writes are answered
+from logs again. The last question of somebody who gives up what is dirty here may have come just
+before this gateway could hear it: that is committed by then, and seen."""
 
 _SILENT = (
     "the cluster has not answered for some time, and others may have given up what is dirty here: "
@@ -96,6 +102,7 @@ class RbdBackend:
         self._watch = EndWatch(lambda: pool.open_nodes.unfinished() + pool.open_nodes.dirty_bytes())
         self._writing_back = WritingBack(pool.open_nodes, spawn, runner)
         self._held = False
+        self._good_looks = RELEASE_LOOKS
         self.gateways = self._work.gateways
 
     @staticmethod
@@ -149,14 +156,17 @@ class RbdBackend:
             nursery.start_soon(self._writing_back.run)
 
     async def _drop_taken(self) -> None:
-        """See `OpenNodes.drop_taken`. While the index is not heard of, nobody knows that."""
+        """See `OpenNodes.drop_taken`. While the index is not heard of, nobody knows that;
+        and while the bus is not watched, nobody is told that this gateway lives."""
         while True:
             await trio.sleep(FOLLOW_SECONDS)
             self.pool.open_nodes.drop_taken()
             self._hold_logs()
 
     def _hold_logs(self) -> None:
-        held = self._work.silent_seconds() > UNCONFIRMED_SECONDS
+        is_silent = self._work.silent_seconds() > UNCONFIRMED_SECONDS
+        self._good_looks = 0 if is_silent else self._good_looks + 1
+        held = self._good_looks < RELEASE_LOOKS
         if held != self._held:
             log.warning("%s", _SILENT if held else "the cluster answers: write-back goes on")
         self._held = held

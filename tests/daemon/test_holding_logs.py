@@ -1,4 +1,5 @@
-"""A gateway that does not hear of the index holds its logs: others may give them up."""
+"""A gateway that does not hear of the index, or of others' questions, holds its logs: these may
+give them up."""
 
 from __future__ import annotations
 
@@ -15,13 +16,22 @@ need_modules()
 
 from bockd.daemon import gatewaywork  # noqa: E402 - where there are the modules
 from bockd.daemon.gatewaywork import FOLLOW_SECONDS, GatewayWork  # noqa: E402
-from bockd.daemon.rbdbackend import UNCONFIRMED_SECONDS, RbdBackend  # noqa: E402
-from bockd.drivers.rbd.messages import CERTAIN_SECONDS  # noqa: E402
+from bockd.daemon.rbdbackend import (  # noqa: E402
+    RELEASE_LOOKS,
+    UNCONFIRMED_SECONDS,
+    RbdBackend,
+)
+from bockd.drivers.rbd.messages import (  # noqa: E402
+    CERTAIN_SECONDS,
+    DELIVERED_SECONDS,
+    ROUND_SECONDS,
+)
 from bockd.drivers.rbd.settings import INDEX_TIMEOUT_SECONDS  # noqa: E402
 
 
 def test_it_ends_to_answer_before_others_give_up_what_it_has() -> None:
     assert UNCONFIRMED_SECONDS + 2 * FOLLOW_SECONDS < CERTAIN_SECONDS
+    assert RELEASE_LOOKS * FOLLOW_SECONDS > ROUND_SECONDS + DELIVERED_SECONDS
     assert UNCONFIRMED_SECONDS > INDEX_TIMEOUT_SECONDS, "one lost OSD is no reason"
 
 
@@ -40,6 +50,13 @@ def test_logs_are_held_while_the_index_is_not_heard_of(
     index = SimpleNamespace(refresh=refresh, dump_due=False)
     work: Any = GatewayWork.__new__(GatewayWork)
     work._index, work.followed_at = index, now[0]
+    deaf_since: list[float] = []
+    """When the bus was watched last, if it is not."""
+
+    def unwatched() -> float | None:
+        return now[0] - deaf_since[0] if deaf_since else 1.0
+
+    work._bus, work.heard_at = SimpleNamespace(silent_seconds=unwatched), now[0]
     held = list[bool]()
     volumes = {
         1: SimpleNamespace(
@@ -52,7 +69,7 @@ def test_logs_are_held_while_the_index_is_not_heard_of(
         held.append(is_held)
 
     backend: Any = RbdBackend.__new__(RbdBackend)
-    backend._work, backend._held = work, False
+    backend._work, backend._held, backend._good_looks = work, False, RELEASE_LOOKS
     backend.pool = SimpleNamespace(open_nodes=SimpleNamespace(volumes=volumes))
 
     def look(seconds: float) -> bool:
@@ -64,6 +81,7 @@ def test_logs_are_held_while_the_index_is_not_heard_of(
         backend._hold_logs()
         return held[-1]
 
+    go_on = [True] * (RELEASE_LOOKS - 1) + [False]
     with caplog.at_level(logging.WARNING):
         assert not look(1000.0), "it was asked for just now"
         silent[0] = True
@@ -71,6 +89,14 @@ def test_logs_are_held_while_the_index_is_not_heard_of(
         assert look(3.0)
         assert look(3.0)
         silent[0] = False
-        assert not look(3.0)
-    assert caplog.text.count("the cluster has not answered for some time") == 1
-    assert caplog.text.count("write-back goes on") == 1
+        deaf_since.append(now[0] - UNCONFIRMED_SECONDS)
+        assert look(1.0), "others' questions do not come here yet"
+        deaf_since.clear()
+        assert [look(1.0) for _ in range(RELEASE_LOOKS)] == go_on
+        work._bus = SimpleNamespace(silent_seconds=lambda: None)
+        assert not look(UNCONFIRMED_SECONDS - 4.0)
+        assert look(4.0), "the index answers, and the bus is not watched"
+        work._bus = SimpleNamespace(silent_seconds=unwatched)
+        assert [look(1.0) for _ in range(RELEASE_LOOKS)] == go_on
+    assert caplog.text.count("the cluster has not answered for some time") == 2
+    assert caplog.text.count("write-back goes on") == 2

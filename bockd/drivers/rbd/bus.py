@@ -351,6 +351,12 @@ class Bus:
     def _key(self, request: Request | Question) -> str:
         return request.answers + self._who.gateway
 
+    def silent_seconds(self) -> float | None:
+        """Return how long ago it was certain that questions come here. None: they do not now. For
+        any thread."""
+        watch = self._watch
+        return None if watch is None else watch.silent_seconds()
+
     # -- the watch ---------------------------------------------------------------------------
 
     def _try_to_watch(self) -> None:

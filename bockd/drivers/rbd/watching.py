@@ -11,6 +11,7 @@ import ctypes
 import logging
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 from bockd.drivers.rbd.binding import rados
@@ -55,6 +56,19 @@ class Watching:
         with self._lock:
             if not self._ended:
                 callback(*details)
+
+    def silent_seconds(self) -> float | None:
+        """Return how long ago the cluster has confirmed that the watch is one; some seconds are
+        usual, as it is asked every five (Ceph 16.2). None: it is lost, or has ended."""
+        with self._lock:
+            if self._ended:
+                return None
+            try:
+                age: timedelta = self._watch.check()
+            except CEPH_ERRORS as error:
+                log.debug("a watch is lost: %s", error)
+                return None
+        return age.total_seconds()
 
     def close(self) -> None:
         """End it, once `on_message` has returned where it was called. Blocks."""

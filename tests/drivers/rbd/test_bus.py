@@ -20,7 +20,7 @@ from tests.drivers.rbd.ceph import need_modules
 need_modules()
 
 from bockd.drivers.rbd.binding import rados  # noqa: E402
-from bockd.drivers.rbd.bus import BUS, Bus, Release  # noqa: E402 - where there are the modules
+from bockd.drivers.rbd.bus import BUS, WATCH_SECONDS, Bus, Release  # noqa: E402 - where there are the modules
 from bockd.drivers.rbd.connection import connect, open_pool  # noqa: E402
 from bockd.drivers.rbd.messages import Manner  # noqa: E402
 from bockd.drivers.rbd.records import Identity  # noqa: E402
@@ -315,6 +315,22 @@ def test_a_watch_is_made_again_whatever_went_wrong_meanwhile(
     bus._on_loss()
     assert made.wait(60)
     assert errors == []
+
+
+def test_a_watch_says_since_when_it_may_not_be_one(bus: Bus) -> None:
+    """As long, questions may not have come here, though no loss was told of."""
+    silent = bus.silent_seconds()
+    assert silent is not None
+    assert 0 <= silent < WATCH_SECONDS * 4
+    bus._end_watch()
+    assert bus.silent_seconds() is None
+    bus._try_to_watch()
+    assert bus.silent_seconds() is not None
+    watch = bus._watch
+    assert watch is not None
+    watch.close()
+    assert bus.silent_seconds() is None
+    bus._try_to_watch()
 
 
 def _keys(bus: Bus) -> list[str]:
