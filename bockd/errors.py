@@ -118,6 +118,10 @@ class SyncFailedError(VolumeFailedError):
         self.reason = reason
 
 
+class UnreadableError(VolumeFailedError):
+    """What was answered and is not in the pool yet cannot be read back where it is kept."""
+
+
 class VolumeTakenError(VolumeFailedError):
     """Another gateway has taken the volume and shut this one out. No answer to a request: it may
     still be carried out. The client's connection is closed, so that it connects again and resends

@@ -61,9 +61,9 @@ def discard_cache(volume: str, yes: bool, as_json: bool) -> None:
     For a gateway, or a disk of one, that does not come back: until then no other one opens the
     volume. It goes back to the last flush of its client that the cluster has, and perhaps some of
     what came after, as after a power cut. Power the gateway's machine off first, if that may
-    be: one that hangs and goes on may answer its clients some more, which is lost, too. At the
-    gateway that has those writes, they are written back instead if that can be. Asks first when run
-    at a terminal.
+    be: one that hangs and goes on may answer its clients some more, which is lost, too. The
+    gateway that has those writes gives them up only if it cannot read them: else it writes them
+    back instead, or says what is in the way. Asks first when run at a terminal.
     """
     client = connect()
     found = client.find_volume(volume)

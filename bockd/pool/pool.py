@@ -66,9 +66,10 @@ class VolumeCaches(Protocol):
     def discard(self, volume: VolumeId, in_transaction: WithVolume = nothing_more) -> Steps[None]:
         """Give up what was answered and is not in the pool: the volume goes back to the state of a
         flush that is there, and perhaps some of what was written after it, as after a power cut.
-        What this gateway can still write into the pool is written there instead. Raises InUseError:
-        a client is connected, or that goes on, or the gateway that has it lives, and is to do it
-        itself; ConflictError: nothing is dirty."""
+        What this gateway can still read is written into the pool instead. Raises InUseError: a
+        client is connected, or that goes on, or the gateway that has it lives, and is to do it
+        itself; UnavailableError: it is readable, and not in the pool yet; ConflictError: nothing is
+        dirty."""
         ...
 
 

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Collection
 from dataclasses import replace
 
-from bockd.drivers.rbd.draining import Drained, drain_while_it_shrinks
+from bockd.drivers.rbd.draining import drain_while_it_goes_on
 from bockd.drivers.rbd.gateways import gateway
 from bockd.drivers.rbd.messages import DRAIN_SECONDS, Manner
 from bockd.drivers.rbd.opennodes import OpenNodes, refuse_dirty
@@ -26,20 +26,27 @@ from bockd.drivers.rbd.writebacks import WriteBackDevice
 from bockd.errors import (
     BockdError,
     ConflictError,
-    DeviceError,
+    DamagedError,
     InUseError,
     InvalidRequestError,
     NotFoundError,
     UnavailableError,
+    UnreadableError,
 )
 from bockd.model import CacheMode, NodeKind, VolumeId
 from bockd.pool.caches import CacheState
 from bockd.pool.index import Transaction
 from bockd.pool.pool import WithVolume, nothing_more
 from bockd.pool.records import VolumeRecord
+from bockd.publictexts import concealed, discretion
 from bockd.runtime.steps import Steps, blocking_apart
 
 log = logging.getLogger(__name__)
+
+_UNREADABLE = (DamagedError, UnreadableError, ConflictError)
+"""What opening or draining a volume raises if its log is damaged, cannot be read, or is in a
+directory that is not there (`Fronts.refuse_dirty`). After all other errors the log may be
+intact."""
 
 
 class CacheOperations:
@@ -146,36 +153,48 @@ class CacheOperations:
         return self._nodes.exclusive(volume, steps)
 
     async def _is_written_back(self, volume: VolumeId) -> bool:
-        """Try to write back what is dirty here, which is better than to give it up. Return whether
-        that was done. Raises InUseError: it goes on; UnavailableError: that cannot be known."""
+        """Try to write back what is dirty here, which is better than to give it up. Return False:
+        it is not dirty here, or its log cannot be read, nor when it was opened anew. Raises
+        InUseError: it goes on; UnavailableError: it may be written back yet."""
         if not self._nodes.is_dirty_here(volume):
             return False
+        for anew in (False, True):
+            error = await self._write_back(volume, anew=anew)
+            if not self._nodes.is_dirty_here(volume):
+                return True
+            if not isinstance(error, _UNREADABLE):
+                raise _not_given_up(volume, error)
+            log.warning("volume %s cannot be written back: %s", volume, error)
+        return False
+
+    async def _write_back(self, volume: VolumeId, *, anew: bool) -> BockdError | None:
+        """Write back what is dirty here, and close the volume; `anew`: open it again for that. One
+        that has failed is refused, whatever its disk has come to. Return what was in the way.
+        Raises InUseError: a client or gateway uses it, or it goes on."""
         try:
+            if anew:
+                await self._nodes.close_volume(volume, keep_dirty=True)
             opened = self._nodes.volumes.get(volume)
             if opened is None:
                 opened = await self._nodes.open_volume(volume, Manner.POLITE)
             if opened.front.log is not None:
                 await self._drain(volume, opened.front.log)
-                await self._nodes.close_volume(volume)
-        except (InUseError, UnavailableError):
+            await self._nodes.close_volume(volume)
+        except InUseError:
             raise
         except BockdError as error:
-            log.warning("volume %s cannot be written back: %s", volume, error)
-        return not self._nodes.is_dirty_here(volume)
+            log.debug("writing volume %s back: %s", volume, error)
+            return error
+        return None
 
     async def _drain(self, volume: VolumeId, dirty: WriteBackDevice) -> None:
-        """Raises DeviceError: it cannot be written back; InUseError: it goes on."""
-        dirty.write_through()
-        came = await drain_while_it_shrinks(
-            dirty.drain, lambda: dirty.dirty()[0], self._nodes.spawn
-        )
-        if came is Drained.GOES_ON:
+        """Write back what is dirty, before the volume is closed: while it is not, writes go into
+        the log as ever. Raises InUseError: it goes on; BockdError."""
+        if not await drain_while_it_goes_on(dirty.drain, dirty.carried_out, self._nodes.spawn):
             raise InUseError(
                 f"volume {volume} is being written back, and {dirty.dirty()[0]} bytes are left, so "
                 "nothing was discarded: look again in a while"
             )
-        if came is Drained.NO:
-            raise DeviceError(dirty.trouble or "the cluster does not take it")
 
     def _look_dirty(self, volume: VolumeId) -> tuple[RbdVolumeRecord, Collection[str] | None]:
         """Return the record of a volume whose dirty data may be given up here: it is dirty, and at
@@ -265,3 +284,19 @@ class CacheOperations:
             at.gateway,
         )
         return record
+
+
+def _not_given_up(volume: VolumeId, error: BockdError | None) -> UnavailableError:
+    """Build the error that says why what is dirty was neither written back nor given up."""
+
+    def text(reason: str) -> str:
+        return (
+            f"volume {volume} is not written back yet, and its log may be intact, so nothing was "
+            f"discarded: {reason}. Remedy that, and it is written back by itself. Only if it is "
+            "never to be, have the service's operator stop bockd, move the volume's log out of "
+            "write_back.directory, and start bockd; then discard again"
+        )
+
+    if error is None:
+        return UnavailableError(text("the index has it as dirty still"))
+    return concealed(UnavailableError(text(str(error))), text(discretion.text(error)))

@@ -35,6 +35,11 @@ class WriteBackDevice(BlockDevice, Protocol):
         None if there are none."""
         ...
 
+    def carried_out(self) -> int:
+        """Return a number that changes whenever the device below has carried out a request of what
+        is written back. For any thread."""
+        ...
+
     def reach(self) -> LogReach | None:
         """Return how far the log has come of which `on_dirty` was told; None: it was of none."""
         ...

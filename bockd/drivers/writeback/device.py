@@ -46,6 +46,12 @@ class WriteBackDevice:
         """See Way.dirty."""
         return self.way.dirty()
 
+    def carried_out(self) -> int:
+        """Return how many requests the device below has carried out of what is written back: it
+        changes as long as that goes on, also within an epoch. For any thread."""
+        current = self.way.log
+        return 0 if current is None else current.carried_out
+
     def reach(self) -> LogReach | None:
         """Return how far the log has come that the driver knows to be dirty; None if it knows of
         none, or the log has failed. Who commits that from time to time recognizes an older log in

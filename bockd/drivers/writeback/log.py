@@ -93,6 +93,8 @@ class Log:
         """All up to this sequence is below."""
         self.noted = self.done
         """The same, as a durable progress says."""
+        self.carried_out = 0
+        """Requests of the writer's that the device below has carried out. For any thread."""
         self.changed = Pulse()
         """Something may go on: there is room, or a reason that there is none."""
         self.ended = False

@@ -23,8 +23,8 @@ from contextlib import suppress
 from bockd.drivers.writeback.log import BrokenLogError, Log
 from bockd.drivers.writeback.logfiles import LogFiles
 from bockd.drivers.writeback.turning import Turning
-from bockd.drivers.writeback.writer import UnreadableError, Writer
-from bockd.errors import BockdError, UnavailableError, VolumeFailedError, VolumeTakenError
+from bockd.drivers.writeback.writer import Writer
+from bockd.errors import BockdError, UnavailableError, UnreadableError, VolumeTakenError
 from bockd.failpoints import Failpoint, hit
 from bockd.pool.device import BlockDevice
 from bockd.publictexts import UNREADABLE_LOG, concealed
@@ -238,7 +238,7 @@ class Way:
         if self._taken:
             raise VolumeTakenError("another gateway has taken the volume")
         if self.failed:
-            raise concealed(VolumeFailedError(self.failed), UNREADABLE_LOG)
+            raise concealed(UnreadableError(self.failed), UNREADABLE_LOG)
         if self._closed:
             raise UnavailableError("the volume is closed; what is dirty is kept in its log")
 

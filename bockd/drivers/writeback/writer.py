@@ -16,7 +16,7 @@ from bockd.drivers.writeback.epochs import Epoch, Job, jobs_of
 from bockd.drivers.writeback.log import BrokenLogError, Log
 from bockd.drivers.writeback.reading import fill
 from bockd.drivers.writeback.records import Kind
-from bockd.errors import BockdError, DamagedError, UnavailableError, VolumeFailedError
+from bockd.errors import BockdError, DamagedError, UnavailableError, UnreadableError
 from bockd.failpoints import Failpoint, hit
 from bockd.pool.device import BlockDevice
 from bockd.runtime.steps import Spawn, try_spawn
@@ -26,10 +26,6 @@ log = logging.getLogger(__name__)
 
 IN_FLIGHT = 16
 """Requests below at once, each of 1 MiB at most."""
-
-
-class UnreadableError(VolumeFailedError):
-    """What is dirty cannot be read back: it is lost."""
 
 
 class Writer:
@@ -119,6 +115,7 @@ class Writer:
             return
         hit(Failpoint.WRITEBACK_SENT)
         await self._below.flush()
+        self._log.carried_out += 1
         if self.stopped:
             return
         hit(Failpoint.WRITEBACK_FLUSHED)
@@ -139,6 +136,7 @@ class Writer:
         else:
             keeps_space = job.kind is Kind.ALLOCATE
             await self._below.zero(job.offset, job.length, allocate=keeps_space)
+        self._log.carried_out += 1
 
     async def _data_of(self, job: Job) -> bytearray:
         data = bytearray(job.length)

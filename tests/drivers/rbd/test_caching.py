@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,9 +11,22 @@ from typing import Any
 import msgspec
 import pytest
 
-from bockd.errors import DamagedError, InUseError, UnavailableError
+from bockd.errors import (
+    BockdError,
+    ConflictError,
+    DamagedError,
+    DeviceError,
+    InUseError,
+    NoSpaceError,
+    UnavailableError,
+    UnreadableError,
+    VolumeTakenError,
+    from_os_error,
+    volume_failed,
+)
 from bockd.model import CacheMode, VolumeId
 from bockd.pool.gateways import Gateway as SharedGateway
+from bockd.publictexts import discretion
 from bockd.runtime.steps import Signal, Steps, run_inline
 from tests.drivers.rbd.ceph import need_modules
 from tests.drivers.rbd.takers import Records
@@ -50,27 +64,61 @@ def spawn(steps: Steps[None]) -> None:
 STUCK: list[Steps[None]] = []
 
 
+class Log:
+    """That of a volume, which is read when it is opened."""
+
+    trouble = "no space"
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self.through = False
+
+    def write_through(self) -> None:
+        self.through = True
+
+    def write_back(self) -> None:
+        self.through = False
+
+    def drain(self) -> Steps[None]:
+        steps: Steps[None] = self._gateway.drain()
+        return steps
+
+    def dirty(self) -> tuple[int, None]:
+        return self._gateway.left, None
+
+    def carried_out(self) -> int:
+        self._gateway.looks += 1
+        return self._gateway.looks if self._gateway.moves else 0
+
+
 class Gateway:
     """A volume that is dirty at a gateway, and what becomes of it."""
 
     def __init__(self) -> None:
         self.now = VOLUME
         self.left = 100
+        self.seconds = 0.0
+        self.looks = 0
+        self.moves = False
+        """Switch: requests get below, from look to look."""
         self.opening: Exception | None = None
+        self.openings = 0
         self.came: list[str] = []
-        self.trouble = "no space"
         self.volumes: dict[VolumeId, Any] = {}
         self.refusals: dict[VolumeId, str] = {}
         self.left_dirty: dict[VolumeId, str] = {}
         self.is_faked = True
         """The record and its image are not touched."""
         self.fronts = self
-        self.spawn = spawn
+        self.spawn: Any = spawn
         self.drain: Any = self.succeed
         self.session = SimpleNamespace(
             who=SimpleNamespace(gateway="here"),
             tenures=SimpleNamespace(look=lambda _volume: self.now),
         )
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
 
     async def exclusive(self, _node: int, steps: Any) -> None:
         await steps()
@@ -82,21 +130,17 @@ class Gateway:
         return self.now.dirty_at == HERE
 
     async def open_volume(self, volume: VolumeId, _manner: object) -> Any:
+        self.openings += 1
         if self.opening is not None:
             raise self.opening
-        log = SimpleNamespace(
-            write_through=lambda: None,
-            drain=lambda: self.drain(),
-            dirty=lambda: (self.left, None),
-            trouble=self.trouble,
-        )
-        self.volumes[volume] = SimpleNamespace(front=SimpleNamespace(log=log))
+        self.volumes[volume] = SimpleNamespace(front=SimpleNamespace(log=Log(self)))
         return self.volumes[volume]
 
     async def succeed(self) -> None:
         self.now = replace(VOLUME, dirty_at=None)
 
-    async def close_volume(self, _volume: VolumeId, *, keep_dirty: bool = False) -> None:
+    async def close_volume(self, volume: VolumeId, *, keep_dirty: bool = False) -> None:
+        self.volumes.pop(volume, None)
         self.came.append("left" if keep_dirty else "closed")
 
     async def discard_log(self, _image: str, *, keep: bool) -> None:
@@ -114,14 +158,18 @@ class Gateway:
         run_inline(operations.discard(ID))
 
 
-GIVEN_UP = ["left", "discarded", "log True"]
+GIVEN_UP = ["left", "left", "discarded", "log True"]
+"""It was closed before it was opened anew, too."""
+GIVEN_UP_THERE = ["left", "discarded", "log True"]
+NOTHING_DISCARDED = "its log may be intact, so nothing was discarded"
 
 
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Gateway:
-    monkeypatch.setattr(draining, "LOOK_SECONDS", 0.001)
-    monkeypatch.setattr(draining, "STALLED_SECONDS", 0.002)
-    return Gateway()
+    made = Gateway()
+    clock = SimpleNamespace(monotonic=lambda: made.seconds, sleep=made.sleep)
+    monkeypatch.setattr(draining, "time", clock)
+    return made
 
 
 def test_what_can_be_written_back_is_not_given_up(gateway: Gateway) -> None:
@@ -129,26 +177,90 @@ def test_what_can_be_written_back_is_not_given_up(gateway: Gateway) -> None:
     assert gateway.came == ["closed"]
 
 
-def test_what_cannot_be_written_back_is_given_up(gateway: Gateway) -> None:
+def raising(error: Exception) -> Any:
     async def fail() -> None:
-        raise DamagedError("it cannot be read")
+        raise error
 
-    gateway.drain = fail
+    return fail
+
+
+def test_what_cannot_be_read_is_given_up(gateway: Gateway) -> None:
+    gateway.drain = raising(UnreadableError("it cannot be read"))
+    gateway.discard()
+    assert (gateway.came, gateway.openings) == (GIVEN_UP, 2)
+
+
+def test_what_can_be_read_once_the_log_is_opened_anew_is_not_given_up(gateway: Gateway) -> None:
+    """A device that has failed refuses all, whatever the disk has come to."""
+
+    async def fail_at_first() -> None:
+        if gateway.openings < 2:
+            raise UnreadableError("input/output error")
+        await gateway.succeed()
+
+    gateway.drain = fail_at_first
+    gateway.discard()
+    assert (gateway.came, gateway.openings) == (["left", "closed"], 2)
+
+
+def test_what_is_in_a_directory_that_is_not_there_is_given_up(gateway: Gateway) -> None:
+    gateway.opening = ConflictError("the directory of logs is another one")
     gateway.discard()
     assert gateway.came == GIVEN_UP
+
+
+INTACT: list[BockdError] = [
+    UnavailableError("the cluster does not answer"),
+    NoSpaceError("the Ceph pool is full"),
+    DeviceError("image x: Ceph has rbd_cache=true for it"),
+    VolumeTakenError("another gateway has taken the volume"),
+    volume_failed(1, "v", "a flush failed"),
+    from_os_error(OSError(errno.EMFILE, ""), "opening the write-back log /logs/x"),
+    from_os_error(OSError(errno.EIO, ""), "opening the write-back log /logs/x"),
+]
+
+
+@pytest.mark.parametrize("error", INTACT)
+@pytest.mark.parametrize("where", ["opening", "drain"])
+def test_what_may_be_written_back_yet_is_not_given_up(
+    where: str, error: BockdError, gateway: Gateway
+) -> None:
+    setattr(gateway, where, error if where == "opening" else raising(error))
+    with pytest.raises(UnavailableError, match=NOTHING_DISCARDED) as caught:
+        gateway.discard()
+    assert gateway.came == []
+    assert str(error) in str(caught.value)
+    assert "move the volume's log out" in str(caught.value)
+    assert "/logs/x" not in discretion.text(caught.value)
+    assert NOTHING_DISCARDED in discretion.text(caught.value)
+
+
+def test_without_a_thread_nothing_is_given_up(gateway: Gateway) -> None:
+    """So it is when the daemon is about to end, too."""
+
+    def no_threads(_steps: Steps[None]) -> None:
+        raise RuntimeError("no more threads")
+
+    gateway.spawn = no_threads
+    with pytest.raises(UnavailableError, match=NOTHING_DISCARDED):
+        gateway.discard()
+    assert gateway.came == []
+
+
+def test_what_is_written_back_and_then_not_closed_was_not_given_up(gateway: Gateway) -> None:
+    async def close_volume(*_arguments: object) -> None:
+        raise UnavailableError("the record may name this gateway")
+
+    patched: Any = gateway
+    patched.close_volume = close_volume
+    gateway.discard()
+    assert gateway.came == []
 
 
 def test_a_log_that_cannot_be_opened_is_given_up(gateway: Gateway) -> None:
     gateway.opening = DamagedError("it is missing")
     gateway.discard()
     assert gateway.came == GIVEN_UP
-
-
-def test_while_the_cluster_does_not_answer_nothing_is_given_up(gateway: Gateway) -> None:
-    gateway.opening = UnavailableError("the cluster does not answer")
-    with pytest.raises(UnavailableError):
-        gateway.discard()
-    assert gateway.came == []
 
 
 @pytest.mark.parametrize("dirty_at", [HERE, None])
@@ -206,7 +318,7 @@ def test_the_run_that_had_the_volume_is_asked_too(alive: bool, gateway: Gateway)
     else:
         gateway.discard()
     assert asked.rounds == [["there/" + "b" * 16, "there/" + "c" * 16]] * 2
-    assert gateway.came == ([] if alive else GIVEN_UP)
+    assert gateway.came == ([] if alive else GIVEN_UP_THERE)
 
 
 def test_a_run_that_is_started_meanwhile_is_asked(gateway: Gateway) -> None:
@@ -246,18 +358,23 @@ async def hang() -> None:
     await Signal()
 
 
-def test_what_does_not_get_less_is_given_up(gateway: Gateway) -> None:
+def test_what_does_not_get_below_is_not_given_up(gateway: Gateway) -> None:
+    """A cluster that hangs may go on."""
     gateway.drain = hang
-    gateway.discard()
-    assert gateway.came == GIVEN_UP
+    with pytest.raises(
+        UnavailableError, match="nothing was discarded: the cluster has taken nothing for 20 s"
+    ):
+        gateway.discard()
+    assert gateway.came == []
     STUCK.pop().close()
 
 
-def test_what_gets_less_is_not_given_up(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(draining, "MOST_SECONDS", 0.02)
-    monkeypatch.setattr(draining, "STALLED_SECONDS", 60.0)
-    gateway.drain = hang
+def test_what_goes_on_is_not_given_up_though_no_epoch_ends(gateway: Gateway) -> None:
+    """What is dirty does not get less before all of an epoch is below. It goes on as it was."""
+    gateway.drain, gateway.moves = hang, True
     with pytest.raises(InUseError, match="100 bytes are left, so nothing was discarded"):
         gateway.discard()
     assert gateway.came == []
+    assert gateway.seconds == pytest.approx(draining.MOST_SECONDS, abs=1.0)
+    assert not gateway.volumes[ID].front.log.through, "or all writes would wait for the cluster"
     STUCK.pop().close()

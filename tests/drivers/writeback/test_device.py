@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ from bockd.model import BLOCK_SIZE, KIB
 from bockd.nbd.protocol.errors import answer
 from bockd.pool.device import SharedDevice
 from bockd.publictexts import UNREADABLE_LOG, discretion
-from bockd.runtime.steps import Signal
+from bockd.runtime.steps import Signal, Step
 
 from .opened import IMAGE, SEGMENT_BYTES, SIZE_BYTES, Opened, holding
 
@@ -504,6 +504,37 @@ def test_a_failed_append_is_no_failed_write(
     opened.write(BLOCK_SIZE, TWO)
     assert holding(below, 0, 2 * BLOCK_SIZE) == ONE + TWO
     assert opened.record is None
+
+
+def test_what_gets_below_is_told_within_an_epoch(opened: Opened, below: MemoryDevice) -> None:
+    """What is dirty does not get less before all of it is below."""
+
+    class Gates(Signal):
+        """Lets one request below after the other go on."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.waiting: list[Signal] = []
+
+        def __await__(self) -> Generator[Step, None, None]:
+            one = Signal()
+            self.waiting.append(one)
+            yield one
+
+    gates = below.gate = Gates()
+    for number in range(3):
+        opened.write(number * SEGMENT_BYTES, ONE)
+    came = opened.begin(opened.device.drain())
+    dirty, told = opened.device.dirty(), [opened.device.carried_out()]
+    for one in gates.waiting[:3]:
+        assert opened.device.dirty() == dirty
+        one.fire()
+        opened.settle()
+        told.append(opened.device.carried_out())
+    assert (told, came) == ([0, 1, 2, 3], [])
+    gates.waiting[3].fire()
+    opened.settle()
+    assert opened.device.dirty()[0] == 0
 
 
 def test_what_cannot_be_read_back_fails_the_volume(opened: Opened, below: MemoryDevice) -> None:
