@@ -99,7 +99,8 @@ class RbdBackend:
         self._directory = directory
         self._runner = runner
         self._work = GatewayWork(pool.session)
-        self._watch = EndWatch(lambda: pool.open_nodes.unfinished() + pool.open_nodes.dirty_bytes())
+        nodes = pool.open_nodes
+        self._watch = EndWatch(lambda: nodes.unfinished() + nodes.dirty_bytes(), nodes.carried_out)
         self._writing_back = WritingBack(pool.open_nodes, spawn, runner)
         self._held = False
         self._good_looks = RELEASE_LOOKS

@@ -36,7 +36,7 @@ NOTE_SECONDS = 60.0
 one is recognized by it."""
 
 DRAIN_SECONDS = 5.0
-"""How long the end of the daemon waits for what is dirty to get less. What is left is written back
+"""How long the end of the daemon waits for a request to end below. What is left is written back
 after the next start."""
 
 MOST_DRAIN_SECONDS = 240.0
@@ -47,7 +47,7 @@ LAST_NOTE_SECONDS = 2.0
 and `DRAIN_SECONDS` are less than the process may stand still (endwatch.END_SECONDS)."""
 
 DRAIN_LOOK_SECONDS = 0.2
-"""Between two looks at how much is left."""
+"""Between two looks at how far it is."""
 
 
 class WritingBack:
@@ -125,16 +125,16 @@ class WritingBack:
             self._at_work.discard(volume)
 
     async def end(self) -> None:
-        """Write back what is dirty of all that is open, as long as that gets less; then write down
+        """Write back what is dirty of all that is open, as long as that goes on; then write down
         how far the logs have come of the rest."""
         drained = self._begin(lambda: drain_all(self._nodes))
         with trio.move_on_after(MOST_DRAIN_SECONDS):
-            least, since = self._nodes.dirty_bytes(), trio.current_time()
+            seen, since = self._nodes.carried_out(), trio.current_time()
             while not drained.is_set() and trio.current_time() - since < DRAIN_SECONDS:
                 with trio.move_on_after(DRAIN_LOOK_SECONDS):
                     await drained.wait()
-                if (left := self._nodes.dirty_bytes()) < least:
-                    least, since = left, trio.current_time()
+                if (found := self._nodes.carried_out()) != seen:
+                    seen, since = found, trio.current_time()
         noted = self._begin(self._note)
         with trio.move_on_after(LAST_NOTE_SECONDS):
             await noted.wait()

@@ -43,7 +43,7 @@ class Watched:
     def look_on(self, looks: int = 200) -> None:
         """Wait for some looks, which last longer than the limit."""
         enough = self.looks + looks
-        while self.looks < enough:
+        while self.looks < enough and not self.exits:
             threading.Event().wait(0.001)
 
 
@@ -66,6 +66,18 @@ def test_what_hangs_is_not_waited_for(watched: Watched) -> None:
     watched.watch.begin()
     watched.watch.begin()
     watched.watch.clients_left()
+    wait_for_watcher()
+    assert watched.exits == [1]
+
+
+def test_what_gets_below_is_waited_for_though_nothing_gets_less(watched: Watched) -> None:
+    """What is dirty gets less in whole epochs."""
+    watched.watch._carried_out = lambda: watched.looks
+    watched.watch.clients_left()
+    watched.watch.begin()
+    watched.look_on()
+    assert watched.exits == []
+    watched.watch._carried_out = lambda: 0
     wait_for_watcher()
     assert watched.exits == [1]
 

@@ -133,6 +133,12 @@ class OpenNodes:
         logs = [one.front.log for one in list(self.volumes.values())]
         return sum(one.dirty()[0] for one in logs if one is not None)
 
+    def carried_out(self) -> int:
+        """Return a number that changes whenever something of that has got below: also within an
+        epoch, before it gets less. For any thread."""
+        logs = [one.front.log for one in list(self.volumes.values())]
+        return sum(one.carried_out() for one in logs if one is not None)
+
     # -- users -------------------------------------------------------------------------------
 
     def users(self, kind: NodeKind, node: int) -> int:
