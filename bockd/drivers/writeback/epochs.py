@@ -59,6 +59,17 @@ class Job(NamedTuple):
     """Of a WRITE: what its data is made of, in order."""
 
 
+def cut(job: Job, length: int) -> tuple[Job, Job]:
+    """Return the first bytes of a WRITE as a job, and the rest as another one."""
+    at = job.offset + length
+    first = [(start, min(end, at), record) for start, end, record in job.pieces if start < at]
+    rest = [(max(start, at), end, record) for start, end, record in job.pieces if end > at]
+    return (
+        Job(job.kind, job.offset, length, first),
+        Job(job.kind, at, job.length - length, rest),
+    )
+
+
 def jobs_of(epoch: Epoch) -> Iterator[Job]:
     """Yield what writes an epoch below, in any order."""
     run: list[Piece] = []

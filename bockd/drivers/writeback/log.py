@@ -22,6 +22,7 @@ from pathlib import Path
 from bockd import failpoints
 from bockd.drivers.writeback.dirtyrecords import DirtyRecords
 from bockd.drivers.writeback.epochs import Epoch
+from bockd.drivers.writeback.flight import Lane
 from bockd.drivers.writeback.progress import Progress, ProgressFile
 from bockd.drivers.writeback.records import HEADER_BYTES, Header, Kind, Record, microseconds, padded
 from bockd.drivers.writeback.segment import Segment, log_call, records_in, segment_path, syncing
@@ -93,6 +94,8 @@ class Log:
         """All up to this sequence is below."""
         self.noted = self.done
         """The same, as a durable progress says."""
+        self.lane = Lane(space.flight)
+        """What the writer has on its way below."""
         self.carried_out = 0
         """Requests of the writer's that the device below has carried out. For any thread."""
         self.changed = Pulse()

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from bockd.directories import sync_directory
+from bockd.drivers.writeback.flight import Flight
 from bockd.drivers.writeback.segment import log_call, segments_in, taken_by
 from bockd.model import KIB, MIB
 
@@ -28,6 +29,8 @@ class Space:
         self._counted: dict[Path, int] = {}
         self.memory_bytes = 0
         """About what the logs that are open keep in memory."""
+        self.flight = Flight()
+        """What is on its way below."""
 
     @property
     def used_bytes(self) -> int:

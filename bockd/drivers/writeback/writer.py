@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 
-from bockd.drivers.writeback.epochs import Epoch, Job, jobs_of
+from bockd.drivers.writeback.epochs import Epoch, Job, cut, jobs_of
 from bockd.drivers.writeback.log import BrokenLogError, Log
 from bockd.drivers.writeback.reading import fill
 from bockd.drivers.writeback.records import Kind
@@ -25,7 +25,8 @@ from bockd.runtime.waiting import Pulse
 log = logging.getLogger(__name__)
 
 IN_FLIGHT = 16
-"""Requests below at once, each of 1 MiB at most."""
+"""Requests below at once, each of 1 MiB at most. All logs of a directory share a bound, too
+(flight.py)."""
 
 
 class Writer:
@@ -65,6 +66,7 @@ class Writer:
     def stop(self) -> None:
         """Send nothing below any more."""
         self.stopped = True
+        self._log.lane.wake()
         self._pulse.fire()
 
     async def until(self, sequence: int) -> None:
@@ -121,22 +123,39 @@ class Writer:
         hit(Failpoint.WRITEBACK_FLUSHED)
         self._log.settle(epoch)
 
+    def wake(self) -> None:
+        """Have whoever waits for room below look whether that is given up."""
+        self._log.lane.wake()
+
     async def note(self) -> None:
         """Note the progress of the epoch before."""
         await self._log.note()
 
-    async def send(self, job: Job) -> None:
-        """Carry a job out. Raises BockdError."""
+    async def send(self, job: Job, is_given_up: Callable[[], bool]) -> None:
+        """Carry a job out, unless that is given up while it waits. Raises BockdError."""
         if job.kind is Kind.WRITE:
-            data = await self._data_of(job)
-            if not self.stopped:
-                await self._below.write(job.offset, memoryview(data))
-        elif job.kind is Kind.TRIM:
+            while job.length:
+                granted = await self._log.lane.take(job.length, is_given_up)
+                if not granted:
+                    return
+                part, job = cut(job, granted)
+                try:
+                    await self._send_data(part)
+                finally:
+                    self._log.lane.give_back(granted)
+            return
+        if job.kind is Kind.TRIM:
             await self._below.trim(job.offset, job.length)
         else:
             keeps_space = job.kind is Kind.ALLOCATE
             await self._below.zero(job.offset, job.length, allocate=keeps_space)
         self._log.carried_out += 1
+
+    async def _send_data(self, job: Job) -> None:
+        data = await self._data_of(job)
+        if not self.stopped:
+            await self._below.write(job.offset, memoryview(data))
+            self._log.carried_out += 1
 
     async def _data_of(self, job: Job) -> bytearray:
         data = bytearray(job.length)
@@ -175,23 +194,28 @@ class _Sending:
             await self._writer.note()
         except Exception as error:  # noqa: BLE001 - raised below, when nothing is under way
             self._error = error
+            self._writer.wake()
         await self._work()
         while self._under_way:
             await self._ended.wait()
         if self._error is not None:
             raise self._error
 
+    def _is_given_up(self) -> bool:
+        return self._error is not None or self._writer.stopped
+
     async def _work(self) -> None:
         self._under_way += 1
         try:
-            while self._error is None and not self._writer.stopped:
+            while not self._is_given_up():
                 job = next(self._jobs, None)
                 if job is None:
                     return
-                await self._writer.send(job)
+                await self._writer.send(job, self._is_given_up)
                 hit(Failpoint.WRITEBACK_REQUEST)
         except Exception as error:  # noqa: BLE001 - raised by `run`
             self._error = self._error or error
+            self._writer.wake()
         finally:
             self._under_way -= 1
             self._ended.fire()
