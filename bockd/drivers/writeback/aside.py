@@ -1,12 +1,14 @@
 """Logs that were given up and have what nobody else has: they are put aside, not removed.
 
     IMAGE.ID.discarded/      its segments and its progress, as they were
+    IMAGE.ID.2.discarded/    the same log, put back and given up once more
 
 No daemon uses one any more. It takes room of the directory's bound until somebody removes it.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
@@ -61,7 +63,11 @@ def _has_after(path: Path, number: int, log_id: str, done: int) -> bool:
 
 def put_aside(log: Path) -> Path:
     """Give a log the name of one that is put aside, durably. Return it. Blocks. Raises OSError."""
-    aside = log.with_name(log.name + ASIDE)
+    names = (f".{nth}{ASIDE}" for nth in itertools.count(2))
+    for ending in itertools.chain([ASIDE], names):
+        aside = log.with_name(log.name + ending)
+        if not os.path.lexists(aside):
+            break
     os.rename(log, aside)
     sync_directory(log.parent)
     return aside

@@ -189,6 +189,27 @@ def test_what_was_given_up_is_put_aside_if_it_has_something(
     assert opened.directory.space.used_bytes == 0
 
 
+def test_a_log_that_is_put_back_and_given_up_again_is_put_aside_again(
+    opened: Opened, below: MemoryDevice
+) -> None:
+    """What was put aside before is not touched, and the volume is served."""
+    below.gate = Signal()
+    opened.write(0, ONE)
+    opened.close()
+    below.gate = None
+    path, opened.record = opened.log_path(), None
+    shutil.copytree(path, rescued := opened.path.parent / "rescued")
+    for _ in range(3):
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(rescued, path)
+        opened.run(opened.directory.discard(IMAGE, keep=True))
+    assert aside(opened) == [f"{path.name}{nth}.discarded" for nth in (".2", ".3", "")]
+    assert opened.directory.images() == []
+    assert opened.directory.space.used_bytes == on_disk(opened) == 3 * SEGMENT_BYTES
+    opened.open()
+    assert opened.read() == bytes(BLOCK_SIZE)
+
+
 def test_a_log_of_which_all_is_below_is_not_put_aside(opened: Opened) -> None:
     opened.write(0, ONE)
     opened.flush()
