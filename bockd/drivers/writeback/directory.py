@@ -215,6 +215,8 @@ class WriteBackDirectory:
                 if not await log_call(path.exists):
                     self._aside.remove(path)
                     self.space.set(path, 0)
+        except OSError as error:
+            log.debug("what was put aside counts on: %s", error)
         finally:
             self._counting = False
 

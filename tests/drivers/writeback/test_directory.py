@@ -189,6 +189,31 @@ def test_what_was_given_up_is_put_aside_if_it_has_something(
     assert opened.directory.space.used_bytes == 0
 
 
+def test_what_was_put_aside_on_a_disk_that_fails_counts_on(
+    opened: Opened, below: MemoryDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is looked for every second: that ends with no error, and goes on."""
+    below.gate = Signal()
+    opened.write(0, ONE)
+    opened.close()
+    below.gate, opened.record = None, None
+    opened.open()
+    kept = aside(opened)
+    looked = list[Path]()
+
+    def fails(path: Path) -> bool:
+        looked.append(path)
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "exists", fails)
+        opened.look()
+        opened.look()
+    assert len(looked) == 2
+    assert aside(opened) == kept
+    assert opened.directory.space.used_bytes == SEGMENT_BYTES
+
+
 def test_a_log_that_is_put_back_and_given_up_again_is_put_aside_again(
     opened: Opened, below: MemoryDevice
 ) -> None:
