@@ -162,7 +162,7 @@ class Fronts:
         here = record.dirty_at
         if here is None and record.cache is not CacheMode.WRITE_BACK:
             return None
-        self.refuse_dirty(record)
+        await self.refuse_dirty(record)
         if self.write_backs is None:
             log.warning("volume %s is served write-through: no write_back.directory", record.id)
             return None
@@ -177,7 +177,7 @@ class Fronts:
             log.warning("volume %s is served write-through: %s", record.id, error)
             return None
 
-    def refuse_dirty(self, record: RbdVolumeRecord) -> None:
+    async def refuse_dirty(self, record: RbdVolumeRecord) -> None:
         """Raise ConflictError for a volume that is dirty here, while its directory of logs is not
         there: no directory is named, or another one, or a disk is not mounted. Raise DamagedError:
         the directory is there, and the log is not."""
@@ -191,7 +191,7 @@ class Fronts:
             where = f"directory of logs {at.directory}, and {self.write_backs.path} is another one"
             remedy = "see whether its disk is mounted, and write_back.directory right"
         else:
-            self.write_backs.refuse_missing(record.image, at.log)
+            await self.write_backs.refuse_missing(record.image, at.log)
             return
         error = ConflictError(
             f"volume {record.id} ({record.name}) has writes that only this gateway has, in the "

@@ -219,7 +219,7 @@ class OpenNodes:
         if self.is_dirty_here(volume):
             try:
                 # Before it is taken: another run of this name may have it, with the log.
-                self.fronts.refuse_dirty(record)
+                await self.fronts.refuse_dirty(record)
             except DamagedError as error:
                 self._note_refusal(volume, error)
                 raise

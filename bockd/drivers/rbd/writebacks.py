@@ -116,7 +116,7 @@ class WriteBacks(Protocol):
         """Return whether there is a log of that id here, whole or not. For any thread."""
         ...
 
-    def refuse_missing(self, image: str, log: str) -> None:
+    def refuse_missing(self, image: str, log: str) -> Steps[None]:
         """Raise DamagedError if there is no log of that id here."""
         ...
 

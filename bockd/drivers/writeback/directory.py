@@ -138,12 +138,12 @@ class WriteBackDirectory:
             return sorted({_image_of(one) for one in self._logs()})
 
     def has(self, image: str, log_id: str) -> bool:
-        """Return whether there is a log here. For any thread; blocks for a moment."""
+        """Return whether there is a log here. For any thread; blocks, as long as the disk hangs."""
         return log_path(self.path, image, log_id).is_dir()
 
-    def refuse_missing(self, image: str, log_id: str) -> None:
-        """Raise DamagedError if there is no log of that id here. Blocks for a moment."""
-        if not self.has(image, log_id):
+    async def refuse_missing(self, image: str, log_id: str) -> None:
+        """Raise DamagedError if there is no log of that id here."""
+        if not await log_call(self.has, image, log_id):
             raise concealed(
                 DamagedError(
                     f"the volume is dirty in the log {log_path(self.path, image, log_id)}, which "
@@ -197,7 +197,7 @@ class WriteBackDirectory:
 
     async def _remove_void(self, image: str, *, keep: bool) -> None:
         with named(f"removing the logs of {image} from {self.path}"):
-            for path in [one for one in self._logs() if _image_of(one) == image]:
+            for path in await log_call(self._logs_of, image):
                 if keep and await log_call(has_unwritten, path):
                     aside = await log_call(put_aside, path)
                     self._aside.add(aside)
@@ -222,6 +222,9 @@ class WriteBackDirectory:
 
     def _logs(self) -> list[Path]:
         return sorted(one for one in self.path.iterdir() if is_log(one))
+
+    def _logs_of(self, image: str) -> list[Path]:
+        return [one for one in self._logs() if _image_of(one) == image]
 
     # -- devices ---------------------------------------------------------------------------------
 
@@ -266,7 +269,7 @@ class WriteBackDirectory:
 
     async def _recover(self, image: str, dirty: LogReach) -> Log:
         path = log_path(self.path, image, dirty.log)
-        self.refuse_missing(image, dirty.log)
+        await self.refuse_missing(image, dirty.log)
         try:
             async with self._recovering:  # each takes memory for three segments
                 opened = await log_call(recover, path, image, dirty.log)

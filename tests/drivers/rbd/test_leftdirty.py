@@ -230,7 +230,7 @@ def test_a_directory_whose_disk_is_not_mounted_is_not_taken_for_its_logs(
     gateway = Gateway(replace(VOLUME, dirty_at=HERE._replace(directory="logs")))
     here = ["log"]
 
-    def refuse_missing(_image: str, log: str) -> None:
+    async def refuse_missing(_image: str, log: str) -> None:
         if log not in here:
             raise DamagedError("it is missing")
 
@@ -245,10 +245,10 @@ def test_a_directory_whose_disk_is_not_mounted_is_not_taken_for_its_logs(
     assert nodes.refusals == {}
     assert list(nodes.left_dirty) == [ID]
     logs.id = "logs"
-    nodes.fronts.refuse_dirty(nodes.record(ID))
+    run_inline(nodes.fronts.refuse_dirty(nodes.record(ID)))
     gateway.put(replace(VOLUME, dirty_at=HERE))
     logs.id = "another"
-    nodes.fronts.refuse_dirty(nodes.record(ID))
+    run_inline(nodes.fronts.refuse_dirty(nodes.record(ID)))
     # Another run of this name, elsewhere, may have the volume: it is not even taken.
     here.clear()
     for _ in range(2):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -187,6 +188,47 @@ def test_what_was_given_up_is_put_aside_if_it_has_something(
     opened.look()
     assert aside(opened) == []
     assert opened.directory.space.used_bytes == 0
+
+
+def test_no_disk_that_hangs_stops_the_owner_thread(
+    opened: Opened, below: MemoryDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that asks the disk of the logs, at an opening and a discard, is a call for a thread of
+    its own: here, one that the scheduler makes between two steps."""
+    below.gate = Signal()
+    opened.write(0, ONE)
+    opened.close()
+    below.gate = None
+    asked, resuming = list[str](), [False]
+
+    def watched(name: str) -> Callable[[Path], Any]:
+        real = getattr(Path, name)
+
+        def ask(path: Path) -> Any:
+            asked.append(name)
+            assert not resuming[0], f"{name} on the owner thread"
+            return real(path)
+
+        return ask
+
+    for name in ("iterdir", "is_dir", "exists"):
+        monkeypatch.setattr(Path, name, watched(name))
+    advance = opened.scheduler.advance
+
+    def advancing(task: Any) -> None:
+        resuming[0] = task.call is None
+        try:
+            advance(task)
+        finally:
+            resuming[0] = False
+
+    monkeypatch.setattr(opened.scheduler, "advance", advancing)
+    opened.open()
+    opened.close()
+    opened.run(opened.directory.discard(IMAGE, keep=False))
+    opened.record = None
+    opened.open()
+    assert {"iterdir", "is_dir"} <= set(asked)
 
 
 def test_what_was_put_aside_on_a_disk_that_fails_counts_on(
