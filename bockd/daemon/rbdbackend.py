@@ -23,7 +23,7 @@ from bockd.daemon.retrying import Retrying
 from bockd.daemon.writingback import WritingBack
 from bockd.drivers.cache.directory import CacheDirectory
 from bockd.drivers.rbd.figures import figures
-from bockd.drivers.rbd.leftdirty import hold_logs
+from bockd.drivers.rbd.leftdirty import hold_logs, left_since
 from bockd.drivers.rbd.messages import CERTAIN_SECONDS
 from bockd.drivers.rbd.pool import RbdPool
 from bockd.drivers.writeback.binding import LoggedPool
@@ -215,5 +215,5 @@ class RbdBackend:
         if self._cache is not None:
             found += self._cache.figures()
         if (write_backs := self.pool.open_nodes.fronts.write_backs) is not None:
-            found += write_backs.figures()
+            found += write_backs.figures(left_since(self.pool.open_nodes))
         return found

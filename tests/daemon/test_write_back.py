@@ -432,6 +432,9 @@ def test_a_lost_log_is_discarded_at_its_gateway(first: Gateway, second: Gateway)
         (problem,) = control.check().problems
     assert "(disk): what was answered and is not in the cluster" in problem
     assert "missing here" in problem
+    scrape = Scrape.fresh(first)
+    assert scrape.value("bockd_write_back_troubled_volumes") == 1
+    assert scrape.value("bockd_write_back_oldest_seconds") > 0
     second.check()  # the log is not to be there
     assert "gateway gw1, which has answered writes" in second.refusal(
         "volume", "discard-cache", "disk", "--yes"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from bockd.drivers.rbd.messages import Manner
 from bockd.drivers.rbd.opennodes import OpenNodes
 from bockd.drivers.rbd.records import RbdVolumeRecord, decode_volume
-from bockd.errors import DamagedError, NotFoundError
+from bockd.errors import BockdError, DamagedError, NotFoundError
 from bockd.index.keys import FIRST_KEY, LAST_KEY, key_id
 from bockd.model import NodeKind, VolumeId
 from bockd.pool.caches import LogReach
@@ -101,6 +101,20 @@ def _is_there(nodes: OpenNodes, volume: VolumeId) -> bool:
     except NotFoundError:
         return False
     return True
+
+
+def left_since(nodes: OpenNodes) -> list[float]:
+    """Return since when volumes are dirty here that are not open: they wait for their turn after a
+    start, or cannot be opened."""
+    found = []
+    for volume in (nodes.left_dirty.keys() | nodes.refusals.keys()) - nodes.volumes.keys():
+        try:
+            record = nodes.record(volume)
+        except BockdError:
+            continue  # deleted, or malformed: nothing is known of it
+        if record.dirty_at is not None and nodes.is_dirty_here(volume):
+            found.append(record.dirty_at.since)
+    return found
 
 
 async def drain_all(nodes: OpenNodes) -> None:

@@ -8,7 +8,7 @@ volumes minds it (bockd.drivers.rbd.taking).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -129,8 +129,8 @@ class WriteBacks(Protocol):
         """Return what was put aside."""
         ...
 
-    def figures(self) -> list[Figure]:
-        """Measure the logs."""
+    def figures(self, left: Sequence[float] = ()) -> list[Figure]:
+        """Measure the logs. `left`: since when volumes are dirty here that are not open."""
         ...
 
     def look(self) -> None:

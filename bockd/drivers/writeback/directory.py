@@ -17,7 +17,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -157,10 +157,13 @@ class WriteBackDirectory:
         """Return what was given up and put aside."""
         return sorted(self._aside)
 
-    def figures(self) -> list[Figure]:
-        """Return what the logs take, and how it is with writing them back."""
+    def figures(self, left: Sequence[float] = ()) -> list[Figure]:
+        """Return what the logs take, and how it is with writing them back. `left`: since when the
+        volumes are dirty in logs here that are not open, though they should be."""
         devices, now = [one for one in self._open.values() if one is not None], self._clock()
-        waiting = [now - since for one in devices if (since := one.dirty()[1]) is not None]
+        opened = [since for one in devices if (since := one.dirty()[1]) is not None]
+        waiting = [now - since for since in (*opened, *left)]
+        troubled = [one for one in devices if one.trouble is not None and one.dirty()[0]]
         return [
             Figure(
                 "write_back_used_bytes",
@@ -177,9 +180,9 @@ class WriteBackDirectory:
             ),
             Figure(
                 "write_back_troubled_volumes",
-                "Open volumes that cannot be written back, or have no log "
-                "('bock volume show' says why).",
-                sum(one.trouble is not None for one in devices),
+                "Volumes with writes that only this gateway has, and that it cannot write back or "
+                "cannot open (the dashboard says why).",
+                len(troubled) + len(left),
             ),
             Figure(
                 "write_back_logs_aside",

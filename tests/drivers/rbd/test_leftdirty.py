@@ -29,7 +29,12 @@ from tests.drivers.rbd.takers import Records
 need_modules()
 
 from bockd.drivers.rbd.fronts import Front  # noqa: E402 - where there are the modules
-from bockd.drivers.rbd.leftdirty import find_dirty, note_reach, write_back_left  # noqa: E402
+from bockd.drivers.rbd.leftdirty import (  # noqa: E402
+    find_dirty,
+    left_since,
+    note_reach,
+    write_back_left,
+)
 from bockd.drivers.rbd.messages import Manner  # noqa: E402
 from bockd.drivers.rbd.opennodes import OpenNodes, OpenVolume  # noqa: E402
 from bockd.drivers.rbd.records import (  # noqa: E402
@@ -221,6 +226,25 @@ def test_without_a_directory_of_logs_it_is_not_even_taken(caplog: pytest.LogCapt
         run_inline(nodes.use_volume(ID, Manner.FIRM))
     assert list(nodes.left_dirty) == [ID]
     assert caplog.text == ""
+
+
+def test_what_is_dirty_here_and_not_open_is_counted_until_it_is_opened() -> None:
+    """Also while the volume is refused; but not what is dirty elsewhere, or was discarded there."""
+    two = replace(VOLUME, id=VolumeId(2), image=ANOTHER, dirty_at=HERE._replace(since=2.0))
+    third = replace(VOLUME, id=VolumeId(3), image="3" * 24, dirty_at=ELSEWHERE)
+    gateway = Gateway(replace(VOLUME, dirty_at=HERE), two, third)
+    assert left_since(gateway.nodes) == []
+    find_dirty(gateway.nodes)
+    assert sorted(left_since(gateway.nodes)) == [1.0, 2.0]
+    gateway.nodes.left_dirty.pop(ID)
+    gateway.nodes.refusals[ID] = "its log is damaged"
+    assert sorted(left_since(gateway.nodes)) == [1.0, 2.0]
+    gateway.have_open(None)
+    assert left_since(gateway.nodes) == [2.0]
+    gateway.put(replace(two, dirty_at=None))
+    assert left_since(gateway.nodes) == []
+    gateway.index.put(VOLUMES, id_key(2), b"{")
+    assert left_since(gateway.nodes) == []
 
 
 def test_a_directory_whose_disk_is_not_mounted_is_not_taken_for_its_logs(

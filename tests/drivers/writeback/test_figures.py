@@ -42,6 +42,35 @@ def test_what_waits_and_why_is_measured(tmp_path: Path) -> None:
     opened.dispose()
 
 
+def test_a_volume_with_nothing_dirty_is_no_trouble(tmp_path: Path) -> None:
+    """It is merely written through: for lack of room, and after its log has failed."""
+    opened = Opened(tmp_path / "logs", MemoryDevice(SIZE_BYTES))
+    others = opened.path / "others"
+    opened.directory.space.set(others, BOUND_BYTES)
+    opened.write(0, ONE)
+    assert opened.device.trouble is not None
+    assert figures(opened)["troubled_volumes"] == 0
+    opened.directory.space.set(others, 0)
+    opened.look()
+    opened.write(0, ONE)
+    assert opened.device.way.log is not None
+    opened.device.way.log.fail("for a test")
+    assert figures(opened)["troubled_volumes"] == 1, "it is not below yet"
+    opened.flush()
+    assert opened.record is None
+    assert opened.device.trouble is not None
+    assert figures(opened)["troubled_volumes"] == 0
+    opened.dispose()
+
+
+def test_a_volume_that_cannot_be_opened_is_trouble(tmp_path: Path) -> None:
+    opened = Opened(tmp_path / "logs", MemoryDevice(SIZE_BYTES))
+    left = {one.name: one.value for one in opened.directory.figures([opened.now - 7, opened.now])}
+    assert left["write_back_troubled_volumes"] == 2
+    assert left["write_back_oldest_seconds"] == 7
+    opened.dispose()
+
+
 def test_a_clock_that_went_back_is_no_negative_age(tmp_path: Path) -> None:
     opened = Opened(tmp_path / "logs", MemoryDevice(SIZE_BYTES))
     opened.write(0, ONE)
