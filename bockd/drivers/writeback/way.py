@@ -246,8 +246,9 @@ class Way:
         """Refuse the volume: what is dirty is lost."""
         if not self.failed:
             self.failed = (
-                f"{error}. Some of what was written since the last write-back cannot be read; only "
-                "if it is lost for good, accept that (bock volume discard-cache)"
+                f"{error}. Some of what was written since the last write-back cannot be read: see "
+                "to the disk, and reopen the volume (bock volume reopen), which reads the log "
+                "again. Only if it is lost for good, accept that (bock volume discard-cache)"
             )
             log.error("%s", self.failed)
             self._stop()
