@@ -330,6 +330,8 @@ class WriteBackDirectory:
         return device
 
     async def _announce(self, log_id: str, on_dirty: Callable[[str], Steps[None]]) -> None:
+        # First for earlier ones: where that cannot be noted, the record is not made dirty, either.
+        await self._binding.note_begun()
         await on_dirty(log_id)
         await self._binding.note_begun()
 

@@ -355,7 +355,7 @@ class Way:
             self.lose()
             raise
         except BockdError as error:
-            self._goes_through_because(f"the pool cannot note that the volume is dirty: {error}")
+            self._goes_through_because(f"it cannot be noted that the volume is dirty: {error}")
             return
         hit(Failpoint.WRITEBACK_ANNOUNCED)
         self.check()

@@ -115,10 +115,25 @@ def test_a_log_counts_from_when_the_index_knows_of_it(
     def fails(*_arguments: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(os, "replace", fails)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fails)
+        opened.write(0, ONE)
+        assert holding(below, 0, BLOCK_SIZE) == ONE
+        why = opened.device.trouble or ""
+        assert why.startswith("it cannot be noted that the volume is dirty: ")
+        assert FILE in why, "no word of the pool"
+        assert "Input/output error" in why
+        log_id = opened.record
+        for _ in range(4):
+            opened.look()
+            opened.write(0, TWO)
+        assert opened.record is None
+        assert [one for one in opened.commits if one] == [log_id], "it was made dirty again"
+        assert holding(below, 0, BLOCK_SIZE) == TWO
+    opened.look()
     opened.write(0, ONE)
-    assert holding(below, 0, BLOCK_SIZE) == ONE
-    assert "Input/output error" in (opened.device.trouble or "")
+    assert opened.record is not None
+    assert opened.device.trouble is None
 
 
 def test_logs_of_no_pool_are_refused(tmp_path: Path) -> None:
