@@ -201,7 +201,9 @@ class WriteBackDirectory:
     async def _remove_void(self, image: str, *, keep: bool) -> None:
         with named(f"removing the logs of {image} from {self.path}"):
             for path in await log_call(self._logs_of, image):
-                if keep and await log_call(has_unwritten, path):
+                # Of one that has failed, the disk may not have taken that all of it is below.
+                kept = keep and path not in self.space.void
+                if kept and await log_call(has_unwritten, path):
                     aside = await log_call(put_aside, path)
                     self._aside.add(aside)
                     self.space.set(path, 0)

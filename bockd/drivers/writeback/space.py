@@ -27,6 +27,8 @@ class Space:
         self.limit_bytes = limit_bytes
         self._log_limit_bytes = limit_bytes if log_limit_bytes is None else log_limit_bytes
         self._counted: dict[Path, int] = {}
+        self.void: set[Path] = set()
+        """Logs that could not be removed, and that nobody needs."""
         self.memory_bytes = 0
         """About what the logs that are open keep in memory."""
         self.flight = Flight()
@@ -59,11 +61,13 @@ class Space:
         self.set(log, self._counted.get(log, 0) - size_bytes)
 
     async def remove(self, log: Path) -> None:
-        """Remove a log. Raises OSError: some of it is there, and counts."""
+        """Remove a log that nobody needs. Raises OSError: some of it is there, and counts."""
         left_bytes, error = await log_call(_remove, log)
         self.set(log, left_bytes)
         if error is not None:
+            self.void.add(log)
             raise error
+        self.void.discard(log)
 
 
 def _remove(log: Path) -> tuple[int, OSError | None]:

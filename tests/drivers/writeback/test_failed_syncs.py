@@ -3,6 +3,10 @@ it was written again, and nothing is replayed over what is newer."""
 
 from __future__ import annotations
 
+import logging
+import shutil
+from pathlib import Path
+
 import pytest
 
 from bockd.drivers.memory.device import FailedError
@@ -13,7 +17,7 @@ from bockd.model import BLOCK_SIZE
 
 from .disk import DeathError
 from .machine import Machine, Made
-from .opened import holding
+from .opened import IMAGE, holding
 
 SEEDS = range(10)
 """Of what a disk has when power fails."""
@@ -129,7 +133,7 @@ def test_what_a_cut_has_left_is_made_zeros_until_the_disk_has_them(
         one.opened.dispose()
 
 
-def _fails(_segment: Segment) -> None:
+def _fails(*_arguments: object) -> None:
     raise OSError(5, "Input/output error")
 
 
@@ -155,6 +159,34 @@ def test_a_broken_log_that_is_closed_is_not_used_again(
     one.opened.settle()
     assert holding(one.below, 0, BLOCK_SIZE) == block(2)
     assert one.opened.record is None
+    one.opened.dispose()
+
+
+def test_a_broken_log_that_was_drained_and_cannot_be_removed_was_not_given_up(
+    machine: Made, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor could its progress say that all of it is below."""
+    one = machine(0)
+    one.hold_below()
+    one.opened.write(0, block(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(Segment, "sync", _fails)
+        patch.setattr(ProgressFile, "write", _fails)
+        patch.setattr(shutil, "rmtree", _fails)
+        patch.setattr(Path, "unlink", _fails)
+        gate, one.below.gate = one.below.gate, None
+        assert gate is not None
+        gate.fire()
+        one.opened.flush()
+        assert one.opened.record is None
+        assert one.opened.directory.images() == [IMAGE]
+        one.opened.close()
+    with caplog.at_level(logging.WARNING):
+        one.opened.open()
+    assert one.opened.directory.aside() == []
+    assert one.opened.directory.images() == []
+    assert "given up" not in caplog.text
+    assert one.opened.read() == block(1)
     one.opened.dispose()
 
 
