@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bockd.directories import sync_directory
-from bockd.drivers.writeback import epochs, recovery, segment, writer
+from bockd.drivers.writeback import directory, epochs, recovery, segment, writer
 from bockd.drivers.writeback.directory import WriteBackDirectory
 from bockd.drivers.writeback.dirtymap import DirtyMap
 from bockd.drivers.writeback.epochs import Epoch, Job
@@ -397,6 +397,11 @@ def flush_needs_the_record(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Way, "flush", strict)
 
 
+def _puts_aside_what_is_below(patch: pytest.MonkeyPatch) -> None:
+    """A log that is void is taken for one that was given up."""
+    patch.setattr(directory, "has_unwritten", lambda _path: True)
+
+
 MUTATIONS: dict[str, Mutation] = {
     one.__name__.strip("_"): one
     for one in (
@@ -432,6 +437,7 @@ MUTATIONS: dict[str, Mutation] = {
         _flush_of_a_drained_log,
         _closes_while_files_change,
         _waits_for_another_log,
+        _puts_aside_what_is_below,
     )
 }
 

@@ -32,6 +32,7 @@ from bockd.drivers.writeback.binding import LoggedPool
 from bockd.drivers.writeback.device import WriteBackDevice
 from bockd.drivers.writeback.directory import WriteBackDirectory
 from bockd.drivers.writeback.log import Log
+from bockd.drivers.writeback.progress import Progress, ProgressFile
 from bockd.errors import BockdError, VolumeTakenError
 from bockd.model import KIB, MIB
 from bockd.runtime.steps import Steps, blocking
@@ -115,6 +116,10 @@ class World:
         """Power has failed since the volume was judged last."""
         self._replayed: tuple[str, int] | None = None
         """A log that may be replayed over what is newer, and up to which sequence."""
+        self._unnoted = set[str]()
+        """Logs whose disk did not take once how far they are below: that they are void, nobody may
+        see."""
+        self._note_unnoted()
         mutate(self._patch)
         self.open()
 
@@ -135,6 +140,18 @@ class World:
                 self.disk.dies_in = -1
                 return
         self._take()
+
+    def _note_unnoted(self) -> None:
+        write = ProgressFile.write
+
+        def noting(file: ProgressFile, progress: Progress) -> None:
+            try:
+                write(file, progress)
+            except BaseException:
+                self._unnoted.add(progress.log)
+                raise
+
+        self._patch.setattr(ProgressFile, "write", noting)
 
     def _begin_process(self) -> None:
         self._lock = -1  # the last process gave it up
@@ -182,6 +199,8 @@ class World:
         self.start(steps())
         self._until(opened)
         for aside in self.directory.aside():
+            if (log_id := aside.name.split(".")[1]) not in self._unnoted:
+                raise ViolationError(f"{log_id} was put aside, and all of it was below")
             shutil.rmtree(aside, ignore_errors=True)  # one that is gone counts until it is seen
         self.device = opened[0]
         self._alive = True
