@@ -21,7 +21,7 @@ from .mutations import MUTATIONS, RARE, flush_needs_the_record, nothing
 from .world import SilentIndex, World
 
 LIVES = 30
-MOST = 100
+MOST = 300
 """Lives in which a mutation must have been noticed."""
 
 
