@@ -21,7 +21,7 @@ from qemu.qmp.error import ProtocolError
 from qemu.qmp.events import EventListener
 from qemu.qmp.message import DeserializationError
 
-from bockd.errors import ConflictError, DeniedError, UnavailableError
+from bockd.errors import ConflictError, UnavailableError
 
 CONNECT_SECONDS = 10.0
 """For the greeting. An idle QEMU takes milliseconds, one that brings up its machine a second."""
@@ -90,7 +90,7 @@ async def conversation(path: str) -> AsyncIterator[Monitor]:
     """Open a conversation with the QEMU that listens at a Unix socket's path, until the context
     ends.
 
-    Raises NotRunningError, DeniedError, UnavailableError.
+    Raises NotRunningError, UnavailableError.
     """
     client = QMPClient(readbuflen=MAX_LINE_BYTES)
     try:
@@ -159,8 +159,9 @@ def _not_connected(cause: BaseException) -> Exception:
         case FileNotFoundError() | ConnectionRefusedError():
             return NotRunningError("no QEMU listens at the QMP socket: the VM is not running")
         case PermissionError():
-            return DeniedError(
-                f"the VM's QMP socket: {cause.strerror}; bockd must be allowed to use it"
+            return UnavailableError(
+                "bockd may not use the VM's QMP socket: give the socket, and the way to it, to the "
+                "user that bockd runs as"
             )
         case EOFError() | ConnectionError():
             return NotRunningError("QEMU hung up at once: the VM has just ended")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from collections.abc import Awaitable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from qemu.qmp import QMPClient
 
 from bockd.errors import BockdError, UnavailableError
+from bockd.publictexts import discretion
 from bockd.vm import monitor
 from bockd.vm.monitor import Monitor, NotRunningError, RefusedError
 
@@ -52,6 +54,20 @@ def test_a_vm_that_ends_just_after_its_greeting_is_not_running(
 def test_a_refusal_has_qemus_words(path: Path) -> None:
     with qemu(path), pytest.raises(RefusedError, match=r"QEMU: .*no-such-command"):
         converse(path, lambda begun: begun.execute("no-such-command"))
+
+
+def test_a_socket_of_another_user_is_an_error_that_tenants_are_told(path: Path) -> None:
+    user, nobody = os.geteuid(), 65534
+    with peer(path, greeted()):
+        path.chmod(0)
+        try:
+            if user == 0:  # who may use everything
+                os.seteuid(nobody)
+            with pytest.raises(UnavailableError, match="bockd may not use the VM's QMP") as caught:
+                converse(path, ask)
+        finally:
+            os.seteuid(user)
+    assert discretion.text(caught.value) == str(caught.value)
 
 
 @pytest.mark.parametrize(
