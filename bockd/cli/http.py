@@ -232,9 +232,10 @@ class Http:
                 f"you may not use {self._socket_path}: run as the user who started the daemon"
             )
         return errors.UnavailableError(
-            f"no daemon answers on {self._socket_path} ({reason}): start it with `bockd serve` "
-            "or `make run`, or set BOCKD_DATA to the directory of the one that runs, or "
-            "OS_AUTH_URL to the address of one elsewhere"
+            f"no daemon answers on {self._socket_path} ({reason}): start it with "
+            "`systemctl start bockd` where it is a service, otherwise with `bockd serve` or "
+            "`make run`; or set BOCKD_DATA to the directory of the one that runs, or OS_AUTH_URL "
+            "to the address of one elsewhere"
         )
 
 

@@ -21,6 +21,7 @@ S = TypeVar("S", bound=Section)
 
 _POSITION = re.compile(r" \(at line (\d+), column (\d+)\)$")
 _AT_END = " (at end of document)"
+_TABLE_TWICE = "Cannot declare "
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -81,6 +82,8 @@ def _parse(content: bytes, name: str) -> tuple[str, dict[str, Any]]:
         at = _POSITION.search(reason)
         line = int(at[1]) if at else text.count("\n") + 1
         reason = reason.removesuffix(at[0] if at else _AT_END)
+        if reason.startswith(_TABLE_TWICE):
+            reason += "; that table begins above already, so put its keys there"
         where = f" (column {at[2]})" if at else ""
         raise refuse(line, f"this is not TOML: {reason}{where}") from None
     except RecursionError:

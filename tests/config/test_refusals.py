@@ -14,6 +14,10 @@ REFUSED: dict[str, tuple[str, str]] = {
     "no TOML": ("a = 1\nb = \n", "f:2: this is not TOML: Invalid value (column 5)"),
     "no TOML at the end": ('a = 1\nb = """\n', "f:3: this is not TOML: Unterminated string"),
     "twice": ('log_level = "info"\nlog_level = "info"', "f:2: this is not TOML: Cannot overwrite"),
+    "a table twice": (
+        "[trash]\nkeep_hours = 0\n[trash]\nkeep_hours = 168\n",
+        "f:3: this is not TOML: Cannot declare ('trash',) twice; that table begins above already",
+    ),
     "deep": ("a = " + "[" * 100_000, "f:1: brackets are nested too deeply"),
     "a byte order mark": (
         "\ufefflog_level = 'info'",
