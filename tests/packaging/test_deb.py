@@ -61,6 +61,7 @@ def test_life_of_a_package(machine: tuple[Machine, Path], tmp_path: Path) -> Non
     on, package = machine
     on.install(package)
     check_what_is_installed(on)
+    check_documentation(on)
     check_units(on)
     check_manual_and_completions(on)
     use(on, partial(service, on))
@@ -87,6 +88,21 @@ def check_what_is_installed(on: Machine) -> None:
         on.run("find", "/usr/lib/bockd", "-user", "bockd", "-o", "-perm", "/022", "-type", "f")
         == ""
     )
+
+
+def check_documentation(on: Machine) -> None:
+    """Pictures are where the pages say, and what pages tell to copy is there as it is."""
+    pages = on.file("/usr/share/doc/bockd/docs")
+    pictures = [
+        picture
+        for page in pages.glob("*.md")
+        for picture in re.findall(r"!\[[^]]*\]\((\S+?)\)", page.read_text())
+    ]
+    assert pictures
+    assert [picture for picture in pictures if not (pages / picture).is_file()] == []
+    for given in (REPOSITORY / "contrib").rglob("*.*"):
+        packed = pages.parent / given.relative_to(REPOSITORY)
+        assert packed.read_bytes() == given.read_bytes()
 
 
 def check_units(on: Machine) -> None:
