@@ -35,8 +35,8 @@ html_extra_path = ["extra"]
 
 CHAPTERS = {
     "Use it": (
-        "install service configuration cli hosts vms fuse nbdkit attachments tls backup moving "
-        "checksums damage"
+        "install service configuration cli dashboard hosts vms fuse nbdkit attachments tls limits "
+        "profiles traces trash metrics backup moving checksums damage"
     ),
     "A pool in Ceph": "ceph cache write-back",
     "How it works": (
