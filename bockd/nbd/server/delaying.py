@@ -6,8 +6,10 @@ the work is done if that takes longer. So a profile touches no data, and snapsho
 and drains, which wait for work, wait for no answer. A request that the profile lets fail is not
 carried out, not even in part.
 
-Reads are the exception when a connection has MAX_ANSWER_BYTES of data that waits, and those that
+Reads are the exception when a connection has _WAITING_BYTES of data that waits, and those that
 are too large for one reply: they are read when they are due, so that what waits takes no memory.
+Many may be due together, at the end of a stall: then they are read as far as MAX_ANSWER_BYTES go,
+and the next ones when those were sent.
 
 Answers that are due go out in one call, from a task that sleeps until the first one is. They all go
 out at once when nobody is to wait any more (`release`): the profile is taken away or another one is
@@ -17,6 +19,7 @@ put in its place, the client says goodbye or leaves, or the daemon closes the co
 from __future__ import annotations
 
 import errno
+from collections import deque
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from time import perf_counter_ns
@@ -50,7 +53,9 @@ AHEAD_NS = 80_000
 its request to here, which the client counts, too. Measured: a read that nothing delays takes 90 us
 through a socket on the same machine where a task of the loop answers it."""
 
-_WITH_DATA = (nbd.CMD_READ, nbd.CMD_WRITE)
+_WAITING_BYTES = MAX_ANSWER_BYTES - MAX_INLINE_READ_BYTES
+"""Data of reads that are done before they are due: beside it a read that is due has room."""
+
 _NOTHING = memoryview(b"")
 
 
@@ -73,6 +78,8 @@ class _Answer(NamedTuple):
     request: Request
     started: int
     reply: Buffer | None
+    data_bytes: int
+    """Of a read that was done: what it has taken of MAX_ANSWER_BYTES."""
 
 
 def operation_of(request: Request) -> DeviceOperation | None:
@@ -126,7 +133,12 @@ class Delaying:
         self._forcing = forcing
         self._answers: list[_Answer] = []
         """A heap."""
-        self._number = self._held_bytes = 0
+        self._late: deque[_Answer] = deque()
+        """Reads that are due and were not begun: there was no room for their data."""
+        self._number = 0
+        self._held_bytes = 0
+        """Data of reads that have begun and whose answers were not sent. What other answers take is
+        in limits.TASK_BYTES."""
         self._sending = False
         """Whether there is a task."""
         self._alarm: Alarm | None = None
@@ -178,7 +190,7 @@ class Delaying:
 
     def _holdable_bytes(self) -> int:
         """The longest read that may be done before it is due."""
-        return min(MAX_INLINE_READ_BYTES, MAX_ANSWER_BYTES - self._held_bytes)
+        return min(MAX_INLINE_READ_BYTES, _WAITING_BYTES - self._held_bytes)
 
     async def room(self, max_requests: int) -> None:
         """Wait until fewer requests are under way. Raises HungUpError when the client has left
@@ -213,20 +225,22 @@ class Delaying:
     def _begin(self, plan: Plan, request: Request, started: int, received: memoryview) -> None:
         """Have the volume do the work: here, or in a task if it has to wait."""
         self._count(request)
+        data_bytes = request[4] if request[1] == nbd.CMD_READ else 0
+        self._held_bytes += data_bytes
         try:
             reply = self._done_at_once(request, received)
         except Exception as error:  # noqa: BLE001 - becomes the request's answer
             reply = self._failed(request, error)
         if reply is not None:
-            self._put(plan, request, started, reply)
+            self._put(plan, request, started, reply, data_bytes)
             return
         steps = self._steps(request, received)
         try:
             step = steps.send(None)
         except StopIteration as done:
-            self._put(plan, request, started, done.value)
+            self._put(plan, request, started, done.value, data_bytes)
         except Exception as error:  # noqa: BLE001 - becomes the request's answer
-            self._put(plan, request, started, self._failed(request, error))
+            self._put(plan, request, started, self._failed(request, error), data_bytes)
         else:
             change = self._flight.begin_change() if request[1] in work.CHANGES else None
             self.nursery.start_soon(self._finish, plan, request, started, steps, step, change)
@@ -268,7 +282,8 @@ class Delaying:
         step: Step,
         change: int | None,
     ) -> None:
-        charged = request[4] if request[1] in _WITH_DATA else 0
+        charged = request[4] if request[1] == nbd.CMD_WRITE else 0
+        data_bytes = request[4] if request[1] == nbd.CMD_READ else 0
         self._account.charge(charged)
         try:
             reply = await self._runner.finish(steps, step)
@@ -278,7 +293,7 @@ class Delaying:
             self._account.discharge(charged)
             if change is not None:
                 self._flight.end_change(change)
-        self._put(plan, request, started, reply)
+        self._put(plan, request, started, reply, data_bytes)
 
     def _failed(self, request: Request, error: Exception) -> bytes:
         """Return the answer to a request that the volume could not do. Raises VolumeTakenError,
@@ -298,14 +313,15 @@ class Delaying:
         request: Request,
         started: int,
         reply: Buffer | None,
+        data_bytes: int = 0,
     ) -> None:
+        """Have an answer go out when it is due. Its `data_bytes` are in `_held_bytes`."""
         # The device may be another one since the work has begun.
         waits = plan.device is self._gate.device and not self._forcing()
         due = plan.due_ns - AHEAD_NS if waits else _AT_ONCE
         self._number += 1
-        put = _Answer(due, self._number, request, started, reply)
+        put = _Answer(due, self._number, request, started, reply, data_bytes)
         heappush(self._answers, put)
-        self._held_bytes += 0 if reply is None else len(reply)
         if not self._sending:
             self._sending = True
             self._gate.on_other_device[self] = self.release
@@ -321,49 +337,64 @@ class Delaying:
             self._alarm.move_to(_AT_ONCE)
 
     async def _send_all(self) -> None:
-        """Send answers as they are due, until none waits."""
+        """Send answers as they are due, until none waits. Late reads may be left: what has taken
+        their room is under way, and its answer comes here."""
         self._alarm = Alarm()
         try:
             while self._answers:
                 await self._send_due()
+        except BaseException:
+            self._gone([*self._answers, *self._late])
+            self._answers.clear()
+            self._late.clear()
+            raise
         finally:
             del self._gate.on_other_device[self]
             self._alarm.close()
             self._alarm, self._sending = None, False
-            self._gone(self._answers)  # there are some if it was cancelled
-            self._answers.clear()
 
     async def _send_due(self) -> None:
-        """Wait until an answer is due, and send all that are."""
+        """Wait until an answer is due, and send all that are; of reads that are done only now, as
+        many as there is room for begin."""
         assert self._alarm is not None
         if self._answers[0].due_ns > self._gate.clock():
             await self._alarm.wait_until(self._answers[0].due_ns)
-        now, due = self._gate.clock(), []
-        while self._answers and self._answers[0].due_ns <= now:
-            due.append(heappop(self._answers))
-        replies = [one.reply for one in due if one.reply is not None]
+        else:
+            await trio.lowlevel.checkpoint()  # a megabyte may have been sent since the last one
+        due = self._take_due()
         ended = perf_counter_ns()
         try:
             for one in due:
-                if one.reply is None:
-                    self._read(one)
-                else:
-                    self._statistics.answered([one.request], one.started, ended)
-            if replies:
-                await self._channel.send(*replies)
+                self._statistics.answered([one.request], one.started, ended)
+            if due:
+                await self._channel.send(*(one.reply for one in due if one.reply is not None))
         except HungUpError:
             pass  # the loop finds out by itself
         finally:
-            self._gone([one for one in due if one.reply is not None])
+            self._gone(due)
+        self._read_late()
 
-    def _read(self, due: _Answer) -> None:
-        """Begin a read that is due."""
-        if due.request[4] > MAX_INLINE_READ_BYTES:
-            self._read_large(due.request, due.started)
-        else:
-            self._begin(Plan(_AT_ONCE, None, None), due.request, due.started, _NOTHING)
+    def _take_due(self) -> list[_Answer]:
+        """Return the answers that are due and complete. Large reads that are due begin, others are
+        late."""
+        now, due = self._gate.clock(), []
+        while self._answers and self._answers[0].due_ns <= now:
+            one = heappop(self._answers)
+            if one.reply is not None:
+                due.append(one)
+            elif one.request[4] > MAX_INLINE_READ_BYTES:
+                self._read_large(one.request, one.started)
+            else:
+                self._late.append(one)
+        return due
+
+    def _read_late(self) -> None:
+        """Begin the reads that are late, as far as there is room for their data."""
+        while self._late and self._held_bytes + self._late[0].request[4] <= MAX_ANSWER_BYTES:
+            one = self._late.popleft()
+            self._begin(Plan(_AT_ONCE, None, None), one.request, one.started, _NOTHING)
 
     def _gone(self, answers: Sequence[_Answer]) -> None:
         """Forget answers that were sent, or never will be."""
-        self._held_bytes -= sum(len(one.reply) for one in answers if one.reply is not None)
+        self._held_bytes -= sum(one.data_bytes for one in answers)
         self._flight.done(len(answers))

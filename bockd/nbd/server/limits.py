@@ -50,8 +50,10 @@ MAX_HELD_BYTES: Final = PIECE_BYTES
 behind them stays in the socket."""
 
 MAX_ANSWER_BYTES: Final = PIECE_BYTES
-"""Answers of one connection that wait for the time that the volume's device profile says: the data
-of 256 reads of 4 KiB. Further reads are done when their time has come."""
+"""Data of reads of one connection to a volume with a device profile: those under way, those whose
+answers wait for the time that the profile says, and those that are being sent. Three quarters are
+for answers that wait, the data of 192 reads of 4 KiB. Further reads are done when their time has
+come, as far as there is room."""
 
 PEER_LOOK_SECONDS: Final = 0.5
 """How often a connection that waits for the limits, or for a device profile, and does not receive,

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -24,8 +25,14 @@ from bockd.model import (
     VolumeId,
 )
 from bockd.nbd.protocol import constants as nbd
+from bockd.nbd.server.delaying import Delaying
 from bockd.nbd.server.exports import ExportKey
-from bockd.nbd.server.limits import MAX_IN_FLIGHT, SHARED_MEMORY_BYTES, ServerLimits
+from bockd.nbd.server.limits import (
+    MAX_ANSWER_BYTES,
+    MAX_IN_FLIGHT,
+    SHARED_MEMORY_BYTES,
+    ServerLimits,
+)
 from bockd.nbd.server.nbd_server import NbdServer
 from bockd.runtime.steps import Signal
 from bockd.throttle.gates import Applied
@@ -282,6 +289,45 @@ async def test_what_waits_is_bounded(path: Path, exports: FixedExports) -> None:
             cookies.add(cookie)
         assert cookies == set(range(1, count + 1))
         assert daemon.seconds == soon(4)
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["read-at-once", "read-slowly"])
+def test_reads_that_are_due_together_take_bounded_memory(
+    path: Path, exports: FixedExports, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    """While they wait, and while the client does not take them. Also if the volume has to wait for
+    the data."""
+    held = [0]
+    begin = Delaying._begin
+
+    def noting(delaying: Delaying, *arguments: Any) -> None:
+        begin(delaying, *arguments)
+        held.append(delaying._held_bytes)
+
+    monkeypatch.setattr(Delaying, "_begin", noting)
+
+    @in_jumping_time
+    async def run() -> None:
+        async with profiled(exports, path, STUCK) as daemon, await Client.go(path) as client:
+            daemon.device.immediate = at_once
+            length, count = 256 << 10, MAX_IN_FLIGHT
+            reads = [wire.request(nbd.CMD_READ, 1 + n, 0, length) for n in range(count)]
+            await begun(client, b"".join(reads))
+            assert max(held) == 3 * length
+            daemon.profile(None)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(held) - 1 < count  # the socket is full
+            cookies = set()
+            for _ in range(count):
+                cookie, error = await client.simple()
+                assert (error, await client.read(length)) == (0, bytes(length))
+                cookies.add(cookie)
+            assert cookies == set(range(1, count + 1))
+            assert daemon.seconds < 0.5
+
+    run()
+    assert max(held) == MAX_ANSWER_BYTES
+    assert len(held) - 1 == MAX_IN_FLIGHT
 
 
 # -- ends ------------------------------------------------------------------------------------------
