@@ -152,6 +152,7 @@ class Connection:
     def stop_receiving(self) -> None:
         """See `registry.Member`."""
         self._force()  # for good
+        self._delaying.end()
         self._stopped = True
         self._channel.stop_receiving()
 
@@ -194,12 +195,12 @@ class Connection:
             self._forcings -= 1
 
     def _force(self) -> None:
-        """Let pass all that the limits hold up, and answer what a device profile has wait; so with
-        what comes until `_forcings` is less again."""
+        """Let pass all that the limits hold up, or a device profile for want of room; so with what
+        comes until `_forcings` is less again."""
         self._forcings += 1
         if self._holding is not None:
             self._holding.pass_all()
-        self._delaying.release()
+        self._delaying.hurry()
 
     async def writes_finished(self) -> None:
         """See `registry.Member`."""
@@ -279,8 +280,8 @@ class Connection:
             self._background.start(perf_counter_ns())
             if self._holding is not None:
                 self._holding.drop()
-            self._forcings += 1  # for good: nobody is there any more who has answers wait
-            self._delaying.release()
+            self._forcings += 1  # for good
+            self._delaying.end()  # nobody is there any more who has answers wait
         self._fences.end()  # nothing more is read
 
     async def _end_holding(self, holding: Holding) -> None:

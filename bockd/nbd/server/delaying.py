@@ -12,8 +12,10 @@ Many may be due together, at the end of a stall: then they are read as far as MA
 and the next ones when those were sent.
 
 Answers that are due go out in one call, from a task that sleeps until the first one is. They all go
-out at once when nobody is to wait any more (`release`): the profile is taken away or another one is
-put in its place, the client says goodbye or leaves, or the daemon closes the connection in order.
+out at once when nobody is to wait any more: the profile is taken away or another one is put in its
+place (`release`), the client says goodbye or leaves, or the daemon closes the connection in order
+(`end`). A fence needs what was sent carried out, and not answered: when as many requests are under
+way as may be, as many answers go out early as it needs room for, and the others wait (`hurry`).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from __future__ import annotations
 import errno
 from collections import deque
 from collections.abc import Callable, Sequence
-from heapq import heappop, heappush
+from heapq import heappop, heappush, heapreplace
 from time import perf_counter_ns
 from typing import NamedTuple
 
@@ -118,8 +120,8 @@ class Delaying:
         read_large: Callable[[Request, int], object],
         forcing: Callable[[], bool],
     ) -> None:
-        """`read_large` begins to answer a large read. While `forcing` returns True no answer
-        waits."""
+        """`read_large` begins to answer a large read. While `forcing` returns True somebody needs
+        carried out what was sent."""
         self._device = device
         self._encoder = encoder
         self._judged_by = judged_by
@@ -141,6 +143,10 @@ class Delaying:
         in limits.TASK_BYTES."""
         self._sending = False
         """Whether there is a task."""
+        self._ended = False
+        """Whether no answer waits any more."""
+        self._needs_room = False
+        """Whether a request waits until fewer are under way."""
         self._alarm: Alarm | None = None
 
     # -- requests ----------------------------------------------------------------------------------
@@ -193,11 +199,18 @@ class Delaying:
         return min(MAX_INLINE_READ_BYTES, _WAITING_BYTES - self._held_bytes)
 
     async def room(self, max_requests: int) -> None:
-        """Wait until fewer requests are under way. Raises HungUpError when the client has left
-        meanwhile: a device may be stuck for long."""
+        """Wait until fewer requests are under way; not for the time of an answer if somebody needs
+        what was sent carried out. Raises HungUpError when the client has left meanwhile: a device
+        may be stuck for long."""
         while self._flight.requests >= max_requests:
+            if self._forcing():
+                self._answer_next()
             with trio.move_on_after(PEER_LOOK_SECONDS) as scope:
-                await self._flight.wait_below(max_requests)
+                self._needs_room = True
+                try:
+                    await self._flight.wait_below(max_requests)
+                finally:
+                    self._needs_room = False
             # Once the daemon has ended the receiving it looks as if the client had.
             if scope.cancelled_caught and not self._forcing() and self._channel.peer_left():
                 raise HungUpError("the client left while its answers waited for their time")
@@ -317,7 +330,7 @@ class Delaying:
     ) -> None:
         """Have an answer go out when it is due. Its `data_bytes` are in `_held_bytes`."""
         # The device may be another one since the work has begun.
-        waits = plan.device is self._gate.device and not self._forcing()
+        waits = plan.device is self._gate.device and not self._ended
         due = plan.due_ns - AHEAD_NS if waits else _AT_ONCE
         self._number += 1
         put = _Answer(due, self._number, request, started, reply, data_bytes)
@@ -335,6 +348,24 @@ class Delaying:
         self._answers = [one._replace(due_ns=_AT_ONCE) for one in sorted(self._answers)]
         if self._answers and self._alarm is not None:
             self._alarm.move_to(_AT_ONCE)
+
+    def end(self) -> None:
+        """Have no answer wait from now on."""
+        self._ended = True
+        self.release()
+
+    def hurry(self) -> None:
+        """Note that somebody needs what was sent carried out, from now on (`forcing`)."""
+        if self._needs_room:
+            self._answer_next()
+
+    def _answer_next(self) -> None:
+        """Have the answer go out at once that is due next. Without one all that is under way is
+        work, which ends by itself."""
+        if self._answers:
+            heapreplace(self._answers, self._answers[0]._replace(due_ns=_AT_ONCE))
+            if self._alarm is not None:
+                self._alarm.move_to(_AT_ONCE)
 
     async def _send_all(self) -> None:
         """Send answers as they are due, until none waits. Late reads may be left: what has taken

@@ -167,6 +167,29 @@ async def test_work_is_done_before_it_is_answered(path: Path, exports: FixedExpo
 
 
 @in_jumping_time
+async def test_who_connects_anew_does_not_answer_for_a_stuck_device(
+    path: Path, exports: FixedExports
+) -> None:
+    """Also if the device has got more requests than may be under way: what is still in the socket
+    is carried out, and so many answers go out as it needs room for."""
+    more = 40
+    count = MAX_IN_FLIGHT + more
+    async with profiled(exports, path, STUCK) as daemon, await Client.go(path) as client:
+        await begun(
+            client, b"".join(wire.write(1 + n, n * BLOCK, b"x" * BLOCK) for n in range(count))
+        )
+        assert not daemon.holds(0, b"x" * BLOCK * count)
+        async with await Client.go(path):
+            assert daemon.holds(0, b"x" * BLOCK * count)
+            assert daemon.clients == 2
+            assert daemon.seconds < 0.5
+        early = more + 1  # there has to be room behind the last one, too
+        for number in range(count):
+            assert (await client.simple())[1] == 0
+            assert daemon.seconds == soon(0 if number < early else 3600)
+
+
+@in_jumping_time
 async def test_large_requests_take_their_time_once(path: Path, exports: FixedExports) -> None:
     async with profiled(exports, path, SLOW) as daemon, await Client.go(path) as client:
         assert await client.write(0, b"x" * 3 * MIB) == 0
