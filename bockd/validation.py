@@ -26,6 +26,9 @@ from bockd.model import (
 MAX_IO_RATE = 10**12
 """Operations or bytes per second: beyond any device, and exact in JSON."""
 
+MAX_SHOWN_DIGITS = 40
+"""Of a number in a message."""
+
 MAX_BURST_SECONDS = 24 * 3600
 """A burst that lasts longer than a day is a rate."""
 
@@ -122,6 +125,12 @@ def check_server_record(server: Server) -> None:
         )
 
 
+def shown_number(number: float) -> str:
+    """Return a number as text for a message. Python refuses to print the largest that a client may
+    send."""
+    return "(huge)" if abs(number) >= 10**MAX_SHOWN_DIGITS else str(number)
+
+
 def check_io_limits(limits: IoLimits) -> IoLimits:
     """Return limits that make sense. Raises InvalidRequestError."""
     for name, rate in limits.rates().items():
@@ -130,7 +139,8 @@ def check_io_limits(limits: IoLimits) -> IoLimits:
     if size is not None:
         if not MIN_IOPS_SIZE <= size <= MAX_IOPS_SIZE:
             raise InvalidRequestError(
-                f"iops_size is {size}; it may be {MIN_IOPS_SIZE} to {MAX_IOPS_SIZE} bytes"
+                f"iops_size is {shown_number(size)}; it may be {MIN_IOPS_SIZE} to "
+                f"{MAX_IOPS_SIZE} bytes"
             )
         if not any(name.endswith("iops") for name in limits.rates()):
             raise InvalidRequestError("iops_size means nothing without a limit of operations")
@@ -139,17 +149,20 @@ def check_io_limits(limits: IoLimits) -> IoLimits:
 
 def _check_rate(name: str, rate: IoRate) -> None:
     if not 1 <= rate.per_second <= MAX_IO_RATE:
-        raise InvalidRequestError(f"{name} is {rate.per_second}; it may be 1 to {MAX_IO_RATE}")
+        raise InvalidRequestError(
+            f"{name} is {shown_number(rate.per_second)}; it may be 1 to {MAX_IO_RATE}"
+        )
     if rate.burst is None:
         if rate.burst_seconds != 1:
             raise InvalidRequestError(f"{name} has the length of a burst and not its rate")
         return
     if not rate.per_second <= rate.burst <= MAX_IO_RATE:
         raise InvalidRequestError(
-            f"the burst of {name} is {rate.burst}; it may be {rate.per_second}, which is the "
-            f"limit, to {MAX_IO_RATE}"
+            f"the burst of {name} is {shown_number(rate.burst)}; it may be {rate.per_second}, "
+            f"which is the limit, to {MAX_IO_RATE}"
         )
     if not 1 <= rate.burst_seconds <= MAX_BURST_SECONDS:
         raise InvalidRequestError(
-            f"a burst of {name} lasts {rate.burst_seconds} s; it may be 1 to {MAX_BURST_SECONDS}"
+            f"a burst of {name} lasts {shown_number(rate.burst_seconds)} s; it may be 1 to "
+            f"{MAX_BURST_SECONDS}"
         )

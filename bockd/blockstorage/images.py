@@ -35,7 +35,7 @@ from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.pool.index import Transaction
 from bockd.pool.records import SnapshotRecord, VolumeRecord
-from bockd.validation import check_content_size, check_image_name
+from bockd.validation import check_content_size, check_image_name, shown_number
 
 log = logging.getLogger(__name__)
 
@@ -221,7 +221,7 @@ def _import_into(ledger: Ledger, volume: VolumeId) -> ImportRecord:
     found = ledger.import_into(volume)
     if found is None:
         raise NotFoundError(
-            f"no import fills volume {rules.shown_number(volume)}; it was cancelled, or given up "
+            f"no import fills volume {shown_number(volume)}; it was cancelled, or given up "
             "because nobody was connected to it"
         )
     return found

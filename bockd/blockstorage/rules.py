@@ -21,7 +21,7 @@ from bockd.errors import (
     OverLimitError,
 )
 from bockd.model import GIB, MAX_VOLUME_BYTES, NodeKind, VolumeId, format_size, is_server_id
-from bockd.validation import check_volume_size
+from bockd.validation import check_volume_size, shown_number
 
 MIN_SIZE_GIB = 1
 MAX_SIZE_GIB = MAX_VOLUME_BYTES // GIB
@@ -36,8 +36,6 @@ MAX_METADATA_ITEMS = 128
 
 MAX_ID = (1 << 63) - 1
 """No node has a larger one; what a client sends may be any number."""
-
-MAX_SHOWN_DIGITS = 40
 
 _DEVICE = re.compile(r"/dev/(?:xvd|vd|sd|hd)([a-z]{1,2})")
 
@@ -375,12 +373,6 @@ def check_server(server: str) -> str:
 def in_id_range(node: int) -> bool:
     """Return whether a number that a client sent can be an id at all."""
     return 0 < node <= MAX_ID
-
-
-def shown_number(number: int) -> str:
-    """Return a number as text for a message. Python refuses to print the largest that a client may
-    send."""
-    return str(number) if abs(number) < 10**MAX_SHOWN_DIGITS else "(huge)"
 
 
 # -- devices (4.4.3, rule 6) -------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from bockd.cli.output import printable
 from bockd.errors import BockdError
 from bockd.model import DeviceProfile
 
@@ -34,7 +35,7 @@ def read_argument(
         with open(path, "rb") as file:
             return parse_profile(file.read(_MAX_FILE_BYTES))
     except OSError as error:
-        raise click.BadParameter(f"{value}: {error.strerror}") from error
+        raise click.BadParameter(f"{printable(value)}: {error.strerror}") from error
     except BockdError as error:
         raise click.BadParameter(str(error)) from error
 

@@ -25,8 +25,9 @@ from bockd.model import (
     SpinningDisk,
     Stall,
 )
+from bockd.oneline import one_line
 from bockd.profiles.arm import MAX_MEAN, MIN_MEAN, mean_distance
-from bockd.validation import check_io_limits
+from bockd.validation import check_io_limits, shown_number
 
 MIN_LATENCY_US: Final = 200
 """A shorter latency than this cannot be kept: the way through sockets and the daemon takes half as
@@ -54,6 +55,10 @@ MIN_RATE, MAX_RATE = 1_000_000, 10**11
 MIN_BAD_PERCENT: Final = 0.0001
 """One block in four GiB."""
 
+_MAX_SHOWN = 80
+"""Characters of what was given, in a message."""
+
+_PERCENTILE = re.compile(r"[0-9]{1,3}(\.[0-9]{1,9})?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 _NESTED: Final[dict[type, dict[str, type]]] = {
@@ -68,11 +73,11 @@ def read_profile(document: object) -> DeviceProfile:
     if not isinstance(document, dict):
         raise _wrong("it is no JSON object")
     for where in _unknown(document, DeviceProfile, ""):
-        raise _wrong(f"there is no field {where}")
+        raise _wrong(f"there is no field {_cut(where)}")
     try:
         profile = msgspec.convert(document, DeviceProfile)
     except msgspec.ValidationError as error:
-        raise _wrong(str(error)) from error
+        raise _wrong(_cut(str(error), 2 * _MAX_SHOWN)) from error
     return check_profile(profile)
 
 
@@ -82,6 +87,8 @@ def parse_profile(text: str | bytes) -> DeviceProfile:
         document = json.loads(text)
     except ValueError as error:
         raise _wrong(f"it is no JSON ({error})") from error
+    except RecursionError as error:
+        raise _wrong("its JSON is nested too deeply") from error
     return read_profile(document)
 
 
@@ -124,7 +131,11 @@ def _unknown(document: Mapping[str, Any], kind: type, prefix: str) -> Iterator[s
 
 
 def _wrong(what: str) -> InvalidRequestError:
-    return InvalidRequestError(f"the device profile cannot be used: {what}")
+    return InvalidRequestError(f"the device profile cannot be used: {one_line(what)}")
+
+
+def _cut(text: str, most: int = _MAX_SHOWN) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 # -- what makes sense ------------------------------------------------------------------------------
@@ -134,7 +145,7 @@ def check_profile(profile: DeviceProfile) -> DeviceProfile:
     """Return a profile that makes sense. Raises InvalidRequestError."""
     if not _NAME.fullmatch(profile.name):
         raise _wrong(
-            f"its name {profile.name[:80]!a} is not 1 to 64 letters, digits, '.', '_' and '-'"
+            f"its name {_cut(profile.name)!a} is not 1 to 64 letters, digits, '.', '_' and '-'"
         )
     _check_range("seed", profile.seed, 0, MAX_SEED)
     for name in ("read_us", "write_us", "trim_us", "flush_us"):
@@ -155,7 +166,7 @@ def check_profile(profile: DeviceProfile) -> DeviceProfile:
 
 def _check_range(name: str, value: float, least: float, most: float) -> None:
     if not least <= value <= most:
-        raise _wrong(f"{name} is {value}; it may be {least:,} to {most:,}")
+        raise _wrong(f"{name} is {shown_number(value)}; it may be {least:,} to {most:,}")
 
 
 def _check_latency(name: str, latency: DeviceLatency) -> None:
@@ -164,16 +175,16 @@ def _check_latency(name: str, latency: DeviceLatency) -> None:
         raise _wrong(f"{name} has {len(points)} percentiles; it may have 1 to {MAX_POINTS}")
     found = []
     for percent, us in points.items():
-        try:
-            at = float(percent)
-        except ValueError:
-            at = -1.0
+        at = float(percent) if _PERCENTILE.fullmatch(percent) else -1.0
         if not 0 <= at <= 100:
-            raise _wrong(f"{name} has {percent!a}, which is no percentile from 0 to 100")
+            raise _wrong(
+                f"{name} has {_cut(percent)!a}, which is no percentile from 0 to 100, in digits, "
+                "with at most nine behind the point"
+            )
         if us and not MIN_LATENCY_US <= us <= MAX_LATENCY_US:
             raise _wrong(
-                f"{name} has {us} us; it may be {MIN_LATENCY_US} (a shorter time cannot be kept) "
-                f"to {MAX_LATENCY_US:,} us, or 0 for no wait"
+                f"{name} has {shown_number(us)} us; it may be {MIN_LATENCY_US} (a shorter time "
+                f"cannot be kept) to {MAX_LATENCY_US:,} us, or 0 for no wait"
             )
         found.append((at, us))
     found.sort()
@@ -192,10 +203,11 @@ def _check_disk(profile: DeviceProfile, disk: SpinningDisk) -> None:
     _check_range("disk.rpm", disk.rpm, 1000, 60_000)
     _check_range("disk.full_seek_us", disk.full_seek_us, MIN_LATENCY_US, 1_000_000)
     _check_range("disk.track_seek_us", disk.track_seek_us, 0, disk.full_seek_us - 1)
-    if not MIN_MEAN <= mean_distance(disk) <= MAX_MEAN:
+    within = disk.track_seek_us <= disk.average_seek_us <= disk.full_seek_us
+    if not (within and MIN_MEAN <= mean_distance(disk) <= MAX_MEAN):
         raise _wrong(
-            f"disk.average_seek_us is {disk.average_seek_us}: an average over all tracks lies "
-            f"between track_seek_us and full_seek_us, usually at half the way"
+            f"disk.average_seek_us is {shown_number(disk.average_seek_us)}: an average over all "
+            f"tracks lies between track_seek_us and full_seek_us, usually at half the way"
         )
     _check_range("disk.outer_bytes_per_second", disk.outer_bytes_per_second, MIN_RATE, MAX_RATE)
     _check_range(

@@ -43,6 +43,10 @@ def test_unknown_name_says_which_there_are() -> None:
         ({"read_us": {"p50": 100}}, "'p50', which is no percentile"),
         ({"read_us": {"101": 100}}, "'101', which is no percentile"),
         ({"read_us": {"nan": 100}}, "'nan', which is no percentile"),
+        ({"read_us": {"5_0": 300}}, "'5_0', which is no percentile"),
+        ({"read_us": {" 50\n": 300}}, r"' 50\\n', which is no percentile"),
+        ({"read_us": {"\u0665\u0660": 300}}, r"'\\u0665\\u0660', which is no percentile"),
+        ({"read_us": {"50." + "0" * 10: 300}}, "which is no percentile .* nine behind the point"),
         ({"read_us": {"50": 200, "50.0": 300}}, "the percentile 50 twice"),
         ({"read_us": {"50": 300, "99": 200}}, "300 us at 50 % and 200 us at 99 %"),
         ({"seed": -1}, "seed is -1"),
@@ -68,6 +72,45 @@ def test_unknown_name_says_which_there_are() -> None:
 def test_what_makes_no_sense_is_refused(fields: dict[str, Any], text: str) -> None:
     with pytest.raises(InvalidRequestError, match=text):
         read_profile({"name": "tested", **fields})
+
+
+HUGE = 10**4000
+LONG = "\x1b[2J" + "z" * 100_000
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"name": LONG},
+        {LONG: 1},
+        {"limits": {LONG: 1}},
+        {"read_us": HUGE},
+        {"read_us": {LONG: 300}},
+        {"read_us": LONG},
+        {"seed": HUGE},
+        {"disk": {**DISK, "rpm": -HUGE}},
+        {"disk": {**DISK, "average_seek_us": HUGE}},
+        {"limits": {"iops": {"per_second": HUGE}}},
+        {"limits": {"iops": {"per_second": 1, "burst": HUGE}}},
+        {"limits": {"iops": {"per_second": 1, "burst": 1, "burst_seconds": HUGE}}},
+        {"limits": {"iops": {"per_second": 1}, "iops_size": HUGE}},
+        {"errors": [{"operations": [LONG]}]},
+        {"errors": [{"errno": LONG}]},
+        {"errors": [{"offset_bytes": HUGE}]},
+    ],
+)
+def test_refusals_are_one_short_line(fields: dict[str, Any]) -> None:
+    """Whatever the profile has: they come on a terminal, and into the log."""
+    with pytest.raises(InvalidRequestError) as refused:
+        read_profile({"name": "tested", **fields})
+    assert len(str(refused.value)) < 300
+    assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize("opening", ["[", '{"a":'])
+def test_json_without_end_is_refused(opening: str) -> None:
+    with pytest.raises(InvalidRequestError, match="nested too deeply"):
+        parse_profile(opening * 100_000)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '"hdd"', "{", '{"read_us": 500}'])
