@@ -8,6 +8,7 @@ the pool another one may change them: then they are looked up again and again, t
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Final
 
 import trio
@@ -15,7 +16,7 @@ import trio
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import StorageContext
 from bockd.errors import BockdError
-from bockd.model import NodeKind, VolumeId
+from bockd.model import DeviceProfile, NodeKind, VolumeId
 from bockd.profiles.document import check_profile
 from bockd.throttle.gates import Applied, Gates
 from bockd.validation import check_io_limits
@@ -37,42 +38,53 @@ class Limiting:
         self._gates = gates
         self._known: dict[VolumeId, Applied] = {}
         """What held last for the volumes that are used."""
-        self._damaged: set[VolumeId] = set()
-        """Those of which that was said."""
+        self._told: dict[VolumeId, str] = {}
+        """What was said last of those whose record is damaged."""
         gates.look_up = self.applied
 
     def applied(self, volume: VolumeId) -> Applied:
-        """Return the limits of a volume, as the index has them. Where it does not say, or says what
-        cannot be, those that were known last, or none: a damaged record of a tenant must not keep a
-        client from its volume."""
+        """Return the limits and the profile of a volume, as the index has them. Where it does not
+        say, or says what cannot be, those that were known last, or none: a damaged record of a
+        tenant must not keep a client from its volume. A profile that cannot be is no damage to the
+        limits."""
+        known = self._known.get(volume, Applied())
         try:
-            found = self._recorded(volume)
+            found, profile = self._recorded(volume)
         except BockdError as error:
-            if volume not in self._damaged:
-                self._damaged.add(volume)
-                log.warning("the limits and profile of volume %s are not known: %s", volume, error)
-            return self._known.get(volume, Applied())
+            self._tell(volume, "the limits and profile of volume %s are not known: %s", error)
+            return known
+        try:
+            found = replace(found, profile=None if profile is None else check_profile(profile))
+        except BockdError as error:
+            self._tell(volume, "the profile of volume %s is not known: %s", error)
+            found = replace(found, profile=known.profile)
+        else:
+            self._told.pop(volume, None)
         if volume not in self._known:
             used = {volume, *self._gates}
             self._known = {one: known for one, known in self._known.items() if one in used}
-            self._damaged &= used
-        self._damaged.discard(volume)
+            self._told = {one: text for one, text in self._told.items() if one in used}
         self._known[volume] = found
         return found
 
-    def _recorded(self, volume: VolumeId) -> Applied:
-        """Return the limits of a volume from the index. Raises BockdError."""
+    def _tell(self, volume: VolumeId, text: str, error: BockdError) -> None:
+        if self._told.get(volume) != text:
+            self._told[volume] = text
+            log.warning(text, volume, error)
+
+    def _recorded(self, volume: VolumeId) -> tuple[Applied, DeviceProfile | None]:
+        """Return the limits of a volume from the index, and its profile, which was not checked.
+        Raises BockdError."""
         with self._pool.nodes() as nodes:
             record = nodes.volume(volume)
             limits = check_io_limits(self._context.limits_of(record))
-            profile = None if record.profile is None else check_profile(record.profile)
             ledger = Ledger(nodes.txn)
             owned = ledger.owned_volume(volume)
             if owned is None:
-                return Applied(limits, profile=profile)
+                return Applied(limits), record.profile
             tenant = ledger.tenant(owned.tenant)
         of_tenant = check_io_limits(self._context.tenant_limits_of(tenant))
-        return Applied(limits, owned.tenant, of_tenant, profile)
+        return Applied(limits, owned.tenant, of_tenant), record.profile
 
     async def run(self) -> None:
         """Follow what other gateways change, until cancelled. Return at once where there can be

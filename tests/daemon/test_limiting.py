@@ -151,4 +151,20 @@ def test_profile_that_cannot_be_is_damage(store: Store, caplog: pytest.LogCaptur
     ):
         give(store, volume, profile)
         assert limits.applied(volume) == Applied(profile=applied)
-    assert caplog.text.count("are not known") == 2
+    assert caplog.text.count("the profile of volume") == 2
+
+
+def test_profile_that_cannot_be_leaves_the_limits(store: Store) -> None:
+    """Those of the volume and those of its tenant, also if they are changed meanwhile."""
+    tenant = store.accounts.create_tenant("acme").id
+
+    async def create() -> VolumeId:
+        return (await store.service.create_volume(tenant, NewVolume(1))).id
+
+    volume = trio.run(create)
+    limit(store, volume, OWN)
+    give(store, volume, DeviceProfile(name="slow", parallel=0))
+    limits = limiting(store, DEFAULT, OF_ALL)
+    assert limits.applied(volume) == Applied(OWN, tenant, OF_ALL)
+    limit(store, volume, None)
+    assert limits.applied(volume) == Applied(DEFAULT, tenant, OF_ALL)
