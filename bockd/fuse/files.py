@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 
 from pyfuse3 import FUSEError
 
+from bockd.fuse.delays import Delays
 from bockd.fuse.errors import fuse_errno
 from bockd.fuse.limits import MAX_INLINE_READ_BYTES, MAX_REQUEST_BYTES, MIN_ZERO_BYTES
 from bockd.model import DeviceOperation
@@ -41,10 +42,12 @@ class OpenFile:
         runner: StepRunner,
         statistics: ExportStatistics,
         gate: Gate,
+        delays: Delays,
         flags: int,
     ) -> None:
         self.export = export
         self._gate = gate
+        self._delays = delays
         self._device = export.device
         self._runner = runner
         self._statistics = statistics
@@ -138,9 +141,9 @@ class OpenFile:
             return await work()
         if plan.error is None:
             result = await work()
-            await self._gate.due(plan)
+            await self._delays.due(self._gate, plan)
             return result
-        await self._gate.due(plan)
+        await self._delays.due(self._gate, plan)
         raise OSError(getattr(errno, plan.error), "the device profile lets it fail")
 
     async def _write(self, offset: int, data: bytes) -> int:

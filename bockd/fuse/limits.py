@@ -16,9 +16,13 @@ MIN_ZERO_BYTES: Final = 64 * KIB
 """Writes of nothing but zeros make holes from this size on. Smaller ones are a file system's
 metadata, which is soon written again; larger ones are disk images and cleared space."""
 
-MAX_TASKS: Final = 64
-"""Requests served at once; what waits for a disk occupies one. More than the device's threads
-(32), so that requests that need none are still taken."""
+MAX_DELAYED: Final = 64
+"""Requests that wait for the time that a device profile says: more threads than programs use on one
+disk. Each occupies a task."""
+
+MAX_TASKS: Final = 64 + MAX_DELAYED
+"""Requests served at once; what waits for a disk occupies one. Beside those that a device profile
+delays more than the device's threads (32), so that requests that need none are still taken."""
 
 LOOK_SECONDS: Final = 10.0
 """How long looking at the mount point may take; longer, and something below it hangs."""

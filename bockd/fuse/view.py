@@ -22,6 +22,7 @@ from typing import Any, ParamSpec, TypeVar
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, StatvfsData
 
+from bockd.fuse.delays import Delays
 from bockd.fuse.errors import fuse_errno
 from bockd.fuse.files import OpenFile
 from bockd.fuse.inodes import (
@@ -77,6 +78,7 @@ class View(pyfuse3.Operations):
         super().__init__()
         self._nodes = nodes
         self._runner = runner
+        self._delays = Delays()
         self._files: dict[int, OpenFile] = {}
         self._directories: dict[int, _OpenDirectory] = {}
         self._handles = itertools.count(1)
@@ -194,7 +196,7 @@ class View(pyfuse3.Operations):
         export = await self._nodes.open(kind, node)
         handle = next(self._handles)
         statistics, gate = self._nodes.statistics(export), self._nodes.gate(export)
-        self._files[handle] = OpenFile(export, self._runner, statistics, gate, flags)
+        self._files[handle] = OpenFile(export, self._runner, statistics, gate, self._delays, flags)
         return FileInfo(fh=handle, direct_io=True, keep_cache=False)
 
     async def read(self, fh: int, off: int, size: int) -> bytes:

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from bockd.errors import (
     UnavailableError,
     VolumeFailedError,
 )
+from bockd.fuse.limits import MAX_DELAYED
 from bockd.model import DeviceOperation, DeviceProfile, ErrorRule, IoLimits, IoRate, Stall, VolumeId
 from bockd.runtime.steps import Signal
 from bockd.throttle.gates import Applied
@@ -377,6 +378,33 @@ def test_a_limited_file_waits_for_its_limits(nodes: MemoryNodes, disk: Path) -> 
             nodes.call(nodes.gates.refresh)
             assert waiting.result()
         assert os.pread(file, 4096, 0) == b"x" * 4096
+
+
+def test_a_stuck_file_holds_up_no_other(nodes: MemoryNodes, disk: Path) -> None:
+    """However many threads read it: what is too much is answered early."""
+    stuck = DeviceProfile(name="stuck", stalls=(Stall(seconds=3600, after_requests=0),))
+    applied = Applied(profile=stuck)
+    nodes.gates.look_up = lambda volume: applied if volume == 1 else Applied()
+    more = 6
+    count = MAX_DELAYED + more
+    with opened(disk) as file, ThreadPoolExecutor(count + 1) as threads:
+        gate = nodes.gates.gate(VolumeId(1))
+        waiting = [threads.submit(os.pread, file, 4096, i * 4096) for i in range(count)]
+        try:
+            nodes.wait_until(
+                lambda: nodes.counters.reads == count and len(gate.on_other_device) == MAX_DELAYED
+            )
+            with opened(disk.with_name("other")) as other:
+                os.pwrite(other, b"x" * 4096, 0)
+                assert os.pread(other, 1, 0) == b"x"
+            assert sorted(os.listdir(disk.parent)) == ["disk", "other"]
+            for _ in zip(range(more), as_completed(waiting, 60), strict=False):
+                pass
+            assert sum(read.done() for read in waiting) == more
+        finally:
+            applied = Applied()
+            nodes.call(nodes.gates.refresh)
+        assert [len(read.result(60)) for read in waiting] == [4096] * count
 
 
 def test_a_profiled_file_is_answered_when_its_device_says(nodes: MemoryNodes, disk: Path) -> None:
