@@ -1,7 +1,6 @@
 """How file descriptors are shared out, so that a low limit of them (`ulimit -n`) still serves.
 
-A client costs one descriptor. A volume that is open costs one for its lock and, once it was
-written, three for its head and its journal. What is left is for the index, the sockets and the API.
+What is left beside the shares is for the index, the sockets and the API.
 """
 
 from __future__ import annotations
@@ -9,7 +8,13 @@ from __future__ import annotations
 import resource
 from typing import Final
 
-CLIENTS_SHARE: Final = 8
+CLIENT_DESCRIPTORS: Final = 2
+"""A client's socket and, while answers to it wait for a device profile, their timer."""
+
+VOLUME_DESCRIPTORS: Final = 4
+"""Of a volume that is open: its lock and, once it was written, its head and its journal."""
+
+CLIENTS_SHARE: Final = 10
 """One descriptor in so many is for a client: each may have a volume of its own, which is written.
 """
 

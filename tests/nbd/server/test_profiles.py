@@ -3,6 +3,7 @@ not wait for answers."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -13,6 +14,13 @@ import pytest
 import trio
 import trio.testing
 
+from bockd.descriptors import (
+    CLIENT_DESCRIPTORS,
+    CLIENTS_SHARE,
+    IDLE_SHARE,
+    LAYERS_SHARE,
+    VOLUME_DESCRIPTORS,
+)
 from bockd.drivers.memory.device import MemoryDevice
 from bockd.model import (
     DeviceOperation,
@@ -351,6 +359,31 @@ def test_reads_that_are_due_together_take_bounded_memory(
     run()
     assert max(held) == MAX_ANSWER_BYTES
     assert len(held) - 1 == MAX_IN_FLIGHT
+
+
+@in_jumping_time
+async def test_answers_that_wait_take_the_descriptors_that_are_counted(
+    path: Path, exports: FixedExports
+) -> None:
+    """And they are given back. The test's own end of the socket is one, too."""
+
+    def held() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    async with profiled(exports, path, STUCK) as daemon:
+        before = held()
+        async with await Client.go(path) as client:
+            connected = held()
+            await begun(client, b"".join(wire.write(1 + n, 0, bytes(BLOCK)) for n in range(9)))
+            assert held() - before == 1 + CLIENT_DESCRIPTORS
+            daemon.profile(None)
+            await trio.testing.wait_all_tasks_blocked()
+            assert held() == connected
+
+
+def test_shares_of_descriptors_leave_some_for_the_rest() -> None:
+    clients = (CLIENT_DESCRIPTORS + VOLUME_DESCRIPTORS) / CLIENTS_SHARE
+    assert clients + VOLUME_DESCRIPTORS / IDLE_SHARE + 1 / LAYERS_SHARE <= 7 / 8
 
 
 # -- ends ------------------------------------------------------------------------------------------
