@@ -146,16 +146,21 @@ class Terminal:
     def __init__(
         self, daemon: Daemon, *arguments: str | Path, rows: int | None = None, **more: str
     ) -> None:
-        """`rows`: the terminal says that it has so many, and 200 columns."""
+        """`rows`: how many the terminal has, of 200 columns. The environment says so, too: what a
+        program at a terminal believes more, and readline, once imported, sets for its process."""
         self._main, other = pty.openpty()
-        if rows is not None:
-            termios.tcsetwinsize(other, (rows, 200))
+        rows = rows or 24
+        termios.tcsetwinsize(other, (rows, 200))
         self._process = subprocess.Popen(
             arguments,
             stdin=other,
             stdout=other,
             stderr=other,
-            env={**daemon.environment, "TERM": "xterm", "COLUMNS": "200", **more},
+            env={
+                **daemon.environment,
+                **{"TERM": "xterm", "COLUMNS": "200", "LINES": str(rows)},
+                **more,
+            },
             start_new_session=True,
         )
         os.close(other)
@@ -163,8 +168,10 @@ class Terminal:
 
     def wait_for(self, text: str) -> None:
         """Read until `text` has appeared."""
+        until = time.monotonic() + PROGRAM_SECONDS
         while text not in self.seen:
             assert self._read(), f"ended without {text!r}: {self.seen!r}"
+            assert time.monotonic() < until, f"goes on without {text!r}: {self.seen[-9999:]!r}"
 
     def type(self, text: str) -> None:
         """What a person types."""
