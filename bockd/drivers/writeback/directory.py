@@ -347,11 +347,17 @@ class WriteBackDirectory:
         if not self.space.take(path, self._segment_bytes):
             return None
         try:
+            await log_call(os.mkdir, path, 0o700)
+        except OSError as error:
+            self.space.set(path, 0)  # nothing is there that had to be removed
+            _say_no_log(image, error)
+            return None
+        try:
             made = await log_call(create, path, image, log_id, self._segment_bytes)
         except OSError as error:
-            log.warning("there is no write-back log for %s: %s", image, error)
             with suppress(OSError):
                 await self.space.remove(path)
+            _say_no_log(image, error)
             return None
         return Log(made, self.space, self._spawn, self._clock)
 
@@ -362,6 +368,10 @@ class WriteBackDirectory:
                 device.way.look()
         if self._aside and not self._counting:
             self._counting = try_spawn(self._spawn, self._count_aside())
+
+
+def _say_no_log(image: str, error: OSError) -> None:
+    log.warning("there is no write-back log for %s: %s", image, error)
 
 
 def kept_aside(path: Path) -> str:

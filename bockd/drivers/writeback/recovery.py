@@ -13,7 +13,6 @@ written again before it is synced: records, the zeros behind them, and the progr
 from __future__ import annotations
 
 import logging
-import os
 import time
 from array import array
 from collections.abc import Iterator
@@ -91,9 +90,8 @@ class _Scanned:
 
 
 def create(path: Path, image: str, log_id: str, segment_bytes: int) -> Opened:
-    """Make an empty log in a directory that there is not. Blocks. Raises OSError: any part of it
-    may be there then."""
-    os.mkdir(path, 0o700)
+    """Make a log in a directory that is empty, and was just made. Blocks. Raises OSError: any part
+    of it may be there then."""
     segment = Segment.create(path, 1, segment_bytes, log_id)
     progress = Progress(log_id, image, 0, 0, 1, 1, 0, boot_id())
     try:

@@ -487,6 +487,34 @@ def test_a_log_that_cannot_be_made_counts_as_far_as_it_is_there(
     assert opened.directory.space.used_bytes == on_disk(opened) == 0
 
 
+def full_of_files(*_arguments: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def silent(*_arguments: object) -> Any:
+    raise OSError(5, "Input/output error")
+
+
+@pytest.mark.parametrize("is_silent", [False, True])
+def test_attempts_to_make_a_log_leave_nothing_behind(
+    opened: Opened, below: MemoryDevice, monkeypatch: pytest.MonkeyPatch, is_silent: bool
+) -> None:
+    """There is one each second, on a disk that takes no directory; it may not say either whether
+    there is one."""
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "mkdir", full_of_files)
+        if is_silent:
+            patch.setattr(Path, "iterdir", silent)
+        for _ in range(5):
+            opened.write(0, ONE)
+            opened.look()
+    assert opened.directory.space.void == set()
+    assert opened.directory.space.used_bytes == 0
+    assert holding(below, 0, BLOCK_SIZE) == ONE
+    opened.write(0, ONE)
+    assert opened.device.way.log is not None, "the disk does it again"
+
+
 def test_a_segment_that_cannot_be_made_counts_as_far_as_it_is_there(
     opened: Opened, below: MemoryDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
