@@ -200,7 +200,10 @@ class WriteBackDirectory:
 
     async def _remove_void(self, image: str, *, keep: bool) -> None:
         with named(f"removing the logs of {image} from {self.path}"):
-            for path in await log_call(self._logs_of, image):
+            found = await log_call(self._logs_of, image)
+            # Somebody may have removed one that this could not: that counts no more.
+            failed = [one for one in self.space.void if _image_of(one) == image]
+            for path in sorted({*found, *failed}):
                 # Of one that has failed, the disk may not have taken that all of it is below.
                 kept = keep and path not in self.space.void
                 if kept and await log_call(has_unwritten, path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -62,16 +63,17 @@ class Space:
 
     async def remove(self, log: Path) -> None:
         """Remove a log that nobody needs. Raises OSError: some of it is there, and counts."""
+        self.void.add(log)
         left_bytes, error = await log_call(_remove, log)
-        self.set(log, left_bytes)
+        if left_bytes is not None:
+            self.set(log, left_bytes)
         if error is not None:
-            self.void.add(log)
             raise error
         self.void.discard(log)
 
 
-def _remove(log: Path) -> tuple[int, OSError | None]:
-    """Return what is left, and why."""
+def _remove(log: Path) -> tuple[int | None, OSError | None]:
+    """Return what is left, None if the disk does not tell, and why."""
     try:
         # Without the progress, of a log that is left in parts it looked as if it was not below.
         for segment in segments_in(log).values():
@@ -79,5 +81,11 @@ def _remove(log: Path) -> tuple[int, OSError | None]:
         sync_directory(log)
         shutil.rmtree(log)
     except OSError as error:
-        return taken_by(log), error
+        try:
+            os.lstat(log)
+            return taken_by(log), error
+        except FileNotFoundError:
+            return 0, None
+        except OSError:
+            return None, error
     return 0, None

@@ -515,6 +515,44 @@ def test_attempts_to_make_a_log_leave_nothing_behind(
     assert opened.device.way.log is not None, "the disk does it again"
 
 
+def test_a_log_that_the_disk_does_not_show_is_not_one_given_up(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it is below, and removing it has failed without a word of what is left: it counts as
+    before, and is removed at the next opening, though its progress is not that of its end."""
+    opened.write(0, ONE)
+    log = opened.log_path()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", silent)
+        patch.setattr(ProgressFile, "write", silent)
+        opened.device.write_through()
+        opened.run(opened.device.drain())
+    assert opened.record is None
+    assert opened.directory.space.void == {log}
+    assert opened.directory.space.used_bytes == on_disk(opened) == SEGMENT_BYTES
+    opened.close()
+    opened.open()
+    assert aside(opened) == []
+    assert opened.directory.space.void == set()
+    assert opened.directory.space.used_bytes == on_disk(opened) == 0
+
+
+def test_a_log_that_somebody_else_removes_counts_no_more(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened.write(0, ONE)
+    log = opened.log_path()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", silent)
+        opened.device.write_through()
+        opened.run(opened.device.drain())
+    shutil.rmtree(log)
+    opened.close()
+    opened.open()
+    assert opened.directory.space.void == set()
+    assert opened.directory.space.used_bytes == 0
+
+
 def test_a_segment_that_cannot_be_made_counts_as_far_as_it_is_there(
     opened: Opened, below: MemoryDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
