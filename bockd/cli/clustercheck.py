@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from bockd.cli.client import ControlClient
@@ -46,12 +47,12 @@ def _check(path: Path, settings: Settings) -> CheckReport:
         )
     from bockd.blockstorage.check import with_records
     from bockd.drivers.rbd.pool import RbdPool
-    from bockd.drivers.writeback.directory import log_path
+    from bockd.drivers.writeback.directory import has_log
 
     # Nothing is opened, so other gateways get their answers at once, in Ceph's thread.
     pool = RbdPool.open(settings.rbd, path / REPLICA, Background().spawn, _call, make=False)
     if (logs := settings.write_back.directory) is not None:
-        pool.has_log = lambda image, log_id: log_path(logs, image, log_id).is_dir()
+        pool.has_log = partial(has_log, logs)
     try:
         return with_records(run_inline(pool.check()), pool.index)
     finally:

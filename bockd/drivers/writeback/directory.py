@@ -138,12 +138,18 @@ class WriteBackDirectory:
             return sorted({_image_of(one) for one in self._logs()})
 
     def has(self, image: str, log_id: str) -> bool:
-        """Return whether there is a log here. For any thread; blocks, as long as the disk hangs."""
-        return log_path(self.path, image, log_id).is_dir()
+        """Return whether there is a log here. For any thread; blocks, as long as the disk hangs.
+        Raises BockdError."""
+        return has_log(self.path, image, log_id)
 
     async def refuse_missing(self, image: str, log_id: str) -> None:
-        """Raise DamagedError if there is no log of that id here."""
-        if not await log_call(self.has, image, log_id):
+        """Raise DamagedError if there is no log of that id here, and BockdError if the disk does
+        not tell."""
+        try:
+            is_here = await log_call(self.has, image, log_id)
+        except BockdError as error:
+            raise concealed(error, UNREADABLE_LOG) from error
+        if not is_here:
             raise concealed(
                 DamagedError(
                     f"the volume is dirty in the log {log_path(self.path, image, log_id)}, which "
@@ -388,6 +394,13 @@ def kept_aside(path: Path) -> str:
 def log_path(directory: Path, image: str, log_id: str) -> Path:
     """Return where the log of an image is, if it is in a directory of logs."""
     return directory / f"{image}.{log_id}"
+
+
+def has_log(directory: Path, image: str, log_id: str) -> bool:
+    """Return whether there is a log in a directory of logs. Blocks. Raises BockdError."""
+    path = log_path(directory, image, log_id)
+    with named(f"looking for the write-back log {path}"):
+        return path.is_dir()
 
 
 def is_log(path: Path) -> bool:

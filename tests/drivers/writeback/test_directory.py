@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -368,6 +369,37 @@ def test_a_log_may_be_put_back_while_the_daemon_runs(
         opened.look()
     opened.close()
     assert opened.directory.space.used_bytes == on_disk(opened)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES])
+def test_a_disk_that_does_not_say_whether_a_log_is_there_is_an_error_of_ours(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """The log may be intact, so it is not called missing; whoever tries again catches it."""
+    opened.write(0, ONE)
+    opened.close()
+    log, is_dir = opened.log_path(), Path.is_dir
+
+    def fails(path: Path) -> bool:
+        if path == log:
+            raise OSError(code, os.strerror(code))
+        return is_dir(path)
+
+    def refuse() -> None:
+        opened.run(opened.directory.refuse_missing(IMAGE, log.suffix[1:]))
+
+    asking: list[Callable[[], object]] = [refuse, opened.open]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_dir", fails)
+        for ask in asking:
+            with pytest.raises(BockdError, match=f"looking for .*{log.name}") as caught:
+                ask()
+            assert not isinstance(caught.value, DamagedError)
+            assert caught.value.public_text == UNREADABLE_LOG, "clients are told no path"
+        with pytest.raises(BockdError, match="looking for"):
+            opened.directory.has(IMAGE, log.suffix[1:])
+    opened.open()
+    assert opened.read() == ONE
 
 
 @pytest.mark.parametrize("name", ["foo.seg", "1.seg", "foo.new", "00000001.seg.bak"])
