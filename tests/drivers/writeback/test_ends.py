@@ -228,8 +228,6 @@ def test_what_is_read_from_the_log_and_below_ends_with_the_volume(
         await real(self, offset, into)
 
     monkeypatch.setattr(MemoryDevice, "read", read)
-    early, ended = during(opened, monkeypatch, directory.WriteBackDirectory, "look")
-    del early
     into = memoryview(bytearray(2 * BLOCK_SIZE))
     task: list[BaseException | None] = []
 
@@ -239,9 +237,16 @@ def test_what_is_read_from_the_log_and_below_ends_with_the_volume(
         except UnavailableError as error:
             task.append(error)
 
+    ended = list[bool]()
+
+    async def close() -> None:
+        await opened.device.close()
+        ended.append(True)
+
     opened.scheduler.start(whole(), lambda: None)
     opened.scheduler.advance(opened.scheduler.tasks[-1])  # it waits for the log
-    opened.directory.look()
+    opened.scheduler.start(close(), lambda: None)
+    opened.scheduler.advance(opened.scheduler.tasks[-1])  # it has begun
     opened.settle()
     assert ended == [True]
     assert isinstance(task[0], UnavailableError)
