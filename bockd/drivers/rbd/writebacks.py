@@ -113,11 +113,12 @@ class WriteBacks(Protocol):
         ...
 
     def has(self, image: str, log: str) -> bool:
-        """Return whether there is a log of that id here, whole or not. For any thread."""
+        """Return whether there is a log of that id here, whole or not. For any thread. Raises
+        BockdError."""
         ...
 
     def refuse_missing(self, image: str, log: str) -> Steps[None]:
-        """Raise DamagedError if there is no log of that id here."""
+        """Raise DamagedError if there is no log of that id here; BockdError: nobody knows."""
         ...
 
     def discard(self, image: str, *, keep: bool) -> Steps[None]:
