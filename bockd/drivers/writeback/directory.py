@@ -187,7 +187,7 @@ class WriteBackDirectory:
             Figure(
                 "write_back_troubled_volumes",
                 "Volumes with writes that only this gateway has, and that it cannot write back or "
-                "cannot open (the dashboard says why).",
+                "cannot open (the dashboard says why), or, after a start, has not opened yet.",
                 len(troubled) + len(left),
             ),
             Figure(
