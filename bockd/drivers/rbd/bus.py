@@ -174,14 +174,18 @@ class Bus:
             self._remove(tuple(answers))
         return bool(answers)
 
-    def find_alive(self, authors: Callable[[], Collection[str]]) -> str | None:
+    def find_alive(
+        self, authors: Callable[[], Collection[str]], seconds: float | None = None
+    ) -> str | None:
         """Ask for runs, again and again, before something is done that cannot be undone if one of
         them lives. `authors` names them anew for each round, as one may start meanwhile. Return one
         that lives. None: for half a minute no other run was named, all questions were delivered,
         none of the runs has answered any, and the last was acknowledged by all who watch the bus,
         which does not say that a run has ended that is cut off from the cluster. Blocks, for half a
-        minute if they are dead, or if there are none. Raises UnavailableError: a question was not
-        delivered, or a run was named late, so nothing is known; BockdError."""
+        minute if they are dead, or if there are none; `seconds` is another time than half a minute,
+        for runs that were asked before. Raises UnavailableError: a question was not delivered, or a
+        run was named late, so nothing is known; BockdError."""
+        certain = CERTAIN_SECONDS if seconds is None else seconds
         began = since = time.monotonic()
         asked = set[str]()
         while True:
@@ -195,7 +199,7 @@ class Bus:
                 if answers := self._answers_to(question):
                     self._remove(tuple(answers))
                     return author
-            if all_heard and asked_at - since >= CERTAIN_SECONDS:
+            if all_heard and asked_at - since >= certain:
                 return None
             if asked_at - began >= MOST_CERTAIN_SECONDS:
                 raise UnavailableError(

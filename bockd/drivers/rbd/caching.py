@@ -6,12 +6,12 @@ Implements `bockd.pool.pool.VolumeCaches`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
-from dataclasses import replace
+import time
+from dataclasses import dataclass, field, replace
 
 from bockd.drivers.rbd.draining import drain_while_it_goes_on
 from bockd.drivers.rbd.gateways import gateway
-from bockd.drivers.rbd.messages import DRAIN_SECONDS, Manner
+from bockd.drivers.rbd.messages import DRAIN_SECONDS, LATE_SECONDS, Manner
 from bockd.drivers.rbd.opennodes import OpenNodes, refuse_dirty
 from bockd.drivers.rbd.records import (
     RbdVolumeRecord,
@@ -47,6 +47,30 @@ _UNREADABLE = (DamagedError, UnreadableError, ConflictError)
 """What opening or draining a volume raises if its log is damaged, cannot be read, or is in a
 directory that is not there (`Fronts.refuse_dirty`). After all other errors the log may be
 intact."""
+
+
+@dataclass
+class _Asked:
+    """A gateway's runs that were asked whether they live, and have not answered."""
+
+    runs: set[str] = field(default_factory=set)
+    at: float = 0.0
+    """Before the last question was sent, by `_now`."""
+
+    def refuse_late(self) -> None:
+        """Raise UnavailableError if the last question is so old that one of them may be back, and
+        answer from its logs again."""
+        if _now() - self.at > LATE_SECONDS:
+            raise UnavailableError(
+                "nothing was discarded: since the gateway where the volume is dirty was asked "
+                f"whether it lives, more than {LATE_SECONDS:.0f} s have gone by, and it may be "
+                "back; 'ceph -s' says how the Ceph cluster is. Try again"
+            )
+
+
+def _now() -> float:
+    """Return a time that no clock's change moves, and that goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class CacheOperations:
@@ -196,7 +220,7 @@ class CacheOperations:
                 "nothing was discarded: look again in a while"
             )
 
-    def _look_dirty(self, volume: VolumeId) -> tuple[RbdVolumeRecord, Collection[str] | None]:
+    def _look_dirty(self, volume: VolumeId) -> tuple[RbdVolumeRecord, _Asked | None]:
         """Return the record of a volume whose dirty data may be given up here: it is dirty, and at
         no gateway that lives but this one; and the runs that were asked. None: it is dirty here.
         Blocks."""
@@ -218,52 +242,66 @@ class CacheOperations:
             return seen, self._refuse_alive(seen, seen.dirty_at.gateway)
         return seen, None
 
-    def _refuse_alive(self, seen: RbdVolumeRecord, name: str) -> set[str]:
+    def _refuse_alive(self, seen: RbdVolumeRecord, name: str) -> _Asked:
         """Raise InUseError if a gateway lives: a run that the table has of it meanwhile, or the one
         that had the volume last. Return the runs. Raises UnavailableError: that is not known."""
-        asked = set[str]()
+        asked = _Asked()
         if seen.holder == name and seen.run is not None:
-            asked.add(f"{name}/{seen.run}")
+            asked.runs.add(f"{name}/{seen.run}")
 
         def runs() -> list[str]:
+            asked.at = _now()
             # A change of nothing, which begins with what the others have committed.
             found = self._session.index.update(lambda txn: gateway(txn, name))
             if found is not None:
-                asked.add(f"{name}/{found.run}")
-            return sorted(asked)
+                asked.runs.add(f"{name}/{found.run}")
+            return sorted(asked.runs)
 
         if self._session.bus.find_alive(runs) is not None:
-            raise InUseError(
-                f"gateway {name}, which has answered writes to volume {seen.id} ({seen.name}) that "
-                "are not in the cluster, is running: it writes them back, or is to be asked itself "
-                "to discard them"
-            )
+            raise _is_running(seen, name)
         return asked
 
+    def _ask_again(self, seen: RbdVolumeRecord, name: str, asked: _Asked) -> None:
+        """Ask the same runs once more, after what may last. Raises as `_refuse_alive` does."""
+
+        def runs() -> list[str]:
+            asked.at = _now()
+            return sorted(asked.runs)
+
+        if self._session.bus.find_alive(runs, 0.0) is not None:
+            raise _is_running(seen, name)
+
     def _discard(
-        self, seen: RbdVolumeRecord, asked: Collection[str] | None, in_transaction: WithVolume
+        self, seen: RbdVolumeRecord, asked: _Asked | None, in_transaction: WithVolume
     ) -> RbdVolumeRecord:
         """Shut whoever has the volume out, and then write down that nothing is dirty. Raises
-        InUseError: a run of the gateway where it is dirty was not asked. Blocks."""
+        InUseError: a run of the gateway where it is dirty was not asked; UnavailableError: or was
+        asked too long ago. Blocks."""
         at = seen.dirty_at
         assert at is not None
 
         def refuse_unasked(txn: Transaction) -> None:
+            if asked is None:
+                return
             found = gateway(txn, at.gateway)
-            if asked is not None and found is not None and f"{found.name}/{found.run}" not in asked:
+            if found is not None and f"{found.name}/{found.run}" not in asked.runs:
                 raise InUseError(
                     f"gateway {found.name}, which has answered writes to volume {seen.id} "
                     f"({seen.name}) that are not in the cluster, has just been started, so nothing "
                     "was discarded: it writes them back, if it can; look again in a while"
                 )
+            asked.refuse_late()
 
         def change(txn: Transaction, record: VolumeRecord) -> None:
-            refuse_unasked(txn)
             in_transaction(txn, record)
+            refuse_unasked(txn)  # as late as may be
 
-        self._session.index.update(refuse_unasked)
+        # Opening has no limit, nor has breaking the lock.
         claim = self._session.taker.open_claim(seen.image)
         try:
+            if asked is not None:
+                self._ask_again(seen, at.gateway, asked)
+            self._session.index.update(refuse_unasked)
             if (owner := claim.owner()) is not None:
                 claim.break_lock(owner)
         finally:
@@ -284,6 +322,13 @@ class CacheOperations:
             at.gateway,
         )
         return record
+
+
+def _is_running(seen: RbdVolumeRecord, name: str) -> InUseError:
+    return InUseError(
+        f"gateway {name}, which has answered writes to volume {seen.id} ({seen.name}) that are not "
+        "in the cluster, is running: it writes them back, or is to be asked itself to discard them"
+    )
 
 
 def _not_given_up(volume: VolumeId, error: BockdError | None) -> UnavailableError:

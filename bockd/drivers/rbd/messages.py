@@ -101,6 +101,10 @@ DELIVERED_SECONDS = 9.0
 than the operation may last (settings.INDEX_TIMEOUT_SECONDS), after which nobody may have heard it.
 """
 
+LATE_SECONDS = 8.0
+"""How old the last of these questions may be when it is decided that what a gateway has is given
+up. What follows from that is in `bockd.daemon.rbdbackend.RELEASE_LOOKS`."""
+
 _QUESTION = re.compile(rf"alive ({_RUN.pattern}) ({_RUN.pattern}/\d+)")
 
 

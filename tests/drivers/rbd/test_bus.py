@@ -254,6 +254,12 @@ def test_who_is_named_late_is_asked_as_long_as_all(monkeypatch: pytest.MonkeyPat
     assert bus.find_alive(lambda: THERE[: 1 + (now[0] - began > 10)]) is None
     assert now[0] - began == 42.0
     began = now[0]
+    assert bus.find_alive(lambda: THERE, 0.0) is None
+    assert now[0] == began, "they were asked before"
+    silent.ends = [errno.ETIMEDOUT, 0]
+    assert bus.find_alive(lambda: THERE, 0.0) is None
+    assert now[0] - began == 3.0, "one question was not acknowledged"
+    began = now[0]
     with pytest.raises(UnavailableError, match="has just been started"):
         bus.find_alive(lambda: THERE[: 1 + (now[0] - began > 20)])
 

@@ -26,6 +26,7 @@ from bockd.errors import (
 )
 from bockd.model import CacheMode, VolumeId
 from bockd.pool.gateways import Gateway as SharedGateway
+from bockd.pool.pool import nothing_more
 from bockd.publictexts import discretion
 from bockd.runtime.steps import Signal, Steps, run_inline
 from tests.drivers.rbd.ceph import need_modules
@@ -33,9 +34,10 @@ from tests.drivers.rbd.takers import Records
 
 need_modules()
 
-from bockd.drivers.rbd import draining  # noqa: E402 - where there are the modules
+from bockd.drivers.rbd import caching, draining  # noqa: E402 - where there are the modules
 from bockd.drivers.rbd.caching import CacheOperations  # noqa: E402
 from bockd.drivers.rbd.gateways import GATEWAYS  # noqa: E402
+from bockd.drivers.rbd.messages import LATE_SECONDS  # noqa: E402
 from bockd.drivers.rbd.records import DirtyAt, RbdVolumeRecord, Tenures, put_record  # noqa: E402
 
 ID = VolumeId(1)
@@ -109,6 +111,7 @@ class Gateway:
         self.left_dirty: dict[VolumeId, str] = {}
         self.is_faked = True
         """The record and its image are not touched."""
+        self.in_transaction: Callable[..., None] = nothing_more
         self.fronts = self
         self.spawn: Any = spawn
         self.drain: Any = self.succeed
@@ -155,7 +158,7 @@ class Gateway:
         if self.is_faked:
             patched: Any = operations
             patched._discard = self._discard
-        run_inline(operations.discard(ID))
+        run_inline(operations.discard(ID, self.in_transaction))
 
 
 GIVEN_UP = ["left", "left", "discarded", "log True"]
@@ -290,6 +293,8 @@ class Asked:
 
     def __init__(self, gateway: Gateway, meanwhile: Callable[[], None], alive: str = "") -> None:
         self.rounds: list[list[str]] = []
+        self.again: list[list[str]] = []
+        """What was asked once more, and at once."""
         self._meanwhile = meanwhile
         self._alive = alive
         session: Any = gateway.session
@@ -300,7 +305,12 @@ class Asked:
     def ask(self, *_arguments: object) -> None:
         """Nobody has it."""
 
-    def find_alive(self, authors: Callable[[], list[str]]) -> str | None:
+    def find_alive(
+        self, authors: Callable[[], list[str]], seconds: float | None = None
+    ) -> str | None:
+        if seconds is not None:
+            self.again.append(authors())
+            return self._alive if self._alive in self.again[-1] else None
         self.rounds.append(authors())
         self._meanwhile()
         self.rounds.append(authors())
@@ -331,18 +341,48 @@ def test_a_run_that_is_started_meanwhile_is_asked(gateway: Gateway) -> None:
     assert gateway.came == []
 
 
+class Claim:
+    """Of a lost gateway's volume: opening its image, and shutting that gateway out, may last."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.asked = Asked(gateway, lambda: None)
+        self.opened: Callable[[], None] = lambda: None
+        self.looked: Callable[[], None] = lambda: None
+        self.broken: Callable[[], None] = lambda: None
+        put_run(gateway, "b" * 16)
+        session: Any = gateway.session
+        put_record(session.index, gateway.now)
+        session.tenures, session.clock = Tenures(session.index), lambda: 9.0
+        session.taker = SimpleNamespace(open_claim=self.open)
+        gateway.is_faked = False
+
+    def open(self, _image: str) -> Claim:
+        self.opened()
+        return self
+
+    def owner(self) -> str:
+        self.looked()
+        return "address"
+
+    def break_lock(self, _owner: str) -> None:
+        self.broken()
+
+    def close(self) -> None:
+        """It is ended at once."""
+
+
+@pytest.fixture
+def claim(gateway: Gateway) -> Claim:
+    return Claim(gateway)
+
+
 @pytest.mark.parametrize("run", ["b", "d"])
-def test_while_a_run_was_not_asked_nothing_is_given_up(run: str, gateway: Gateway) -> None:
+def test_while_a_run_was_not_asked_nothing_is_given_up(
+    run: str, gateway: Gateway, claim: Claim
+) -> None:
     """It is started between the last question and the commit."""
-    Asked(gateway, lambda: None)
-    put_run(gateway, "b" * 16)
-    records: Any = gateway.session.index
-    put_record(records, gateway.now)
     session: Any = gateway.session
-    session.tenures, session.clock = Tenures(records), lambda: 9.0
-    claim = SimpleNamespace(owner=lambda: put_run(gateway, run * 16), close=lambda: None)
-    session.taker = SimpleNamespace(open_claim=lambda _image: claim)
-    gateway.is_faked = False
+    claim.looked = lambda: put_run(gateway, run * 16)
     if run == "d":
         with pytest.raises(InUseError, match="has just been started"):
             gateway.discard()
@@ -351,6 +391,47 @@ def test_while_a_run_was_not_asked_nothing_is_given_up(run: str, gateway: Gatewa
         gateway.discard()
         assert session.tenures.look(ID).dirty_at is None
         assert "log True" in gateway.came
+
+
+def test_who_is_back_while_the_image_is_opened_is_not_given_up(
+    gateway: Gateway, claim: Claim
+) -> None:
+    """Opening waits without a limit while the image's placement group is inactive."""
+
+    def open_late() -> None:
+        claim.asked._alive = "there/" + "b" * 16
+
+    claim.opened = open_late
+    with pytest.raises(InUseError, match="is running"):
+        gateway.discard()
+    assert claim.asked.again == [["there/" + "b" * 16]]
+    assert gateway.session.tenures.look(ID).dirty_at == THERE
+
+
+@pytest.mark.parametrize("seconds", [LATE_SECONDS - 0.1, LATE_SECONDS + 0.1])
+@pytest.mark.parametrize("where", ["opened", "broken", "in transaction"])
+def test_long_after_the_last_question_nothing_is_given_up(
+    where: str, seconds: float, gateway: Gateway, claim: Claim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway may be back by then, and answer from its logs again. What lasts while the image
+    is opened does no harm, since it is asked once more."""
+    now = [50.0]
+    monkeypatch.setattr(caching, "_now", lambda: now[0])
+
+    def stand_still(*_arguments: object) -> None:
+        now[0] += seconds
+
+    if where == "in transaction":
+        gateway.in_transaction = stand_still
+    else:
+        setattr(claim, where, stand_still)
+    if where == "opened" or seconds < LATE_SECONDS:
+        gateway.discard()
+        assert gateway.session.tenures.look(ID).dirty_at is None
+    else:
+        with pytest.raises(UnavailableError, match=r"nothing was discarded.*may be back"):
+            gateway.discard()
+        assert "log True" not in gateway.came
 
 
 async def hang() -> None:
