@@ -99,6 +99,16 @@ class GatewayWork:
         if not self._at_work:
             await trio.to_thread.run_sync(self._store.close)
 
+    async def confirm(self) -> bool:
+        """Commit a version of the index (`Gateways.confirm`), which is followed up to that then.
+        Return False: that is not known."""
+        try:
+            await self._call(self.gateways.confirm)
+        except BockdError as error:
+            log.debug("no version of the index was committed: %s", error)
+            return False
+        return True
+
     def waiting(self) -> tuple[str, ...]:
         """Return what is under way or was put off, in words."""
         found = tuple(f"{what}: {why}" for what, why in self._put_off.items())

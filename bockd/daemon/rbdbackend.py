@@ -42,10 +42,20 @@ bus that is known to be one. Whoever gives up what is
 dirty here asks this gateway for `CERTAIN_SECONDS` before, so what is answered is not given up by
 then: one that is cut off has ended to answer."""
 
-RELEASE_LOOKS = 10
-"""How often in a row, every `FOLLOW_SECONDS`, index and bus must be back until writes are answered
-from logs again. The last question of somebody who gives up what is dirty here may have come just
-before this gateway could hear it: that is committed by then, and seen."""
+RELEASE_LOOKS = 12
+"""How often in a row, every `FOLLOW_SECONDS`, index and bus must be back until this gateway commits
+a version of the index itself, and answers writes from logs again after that, if it finds that it
+still has what is dirty here. Somebody may be about to give that up:
+
+* This gateway did not hear the last question. So the bus was not watched yet when that came, or was
+  lost again, and the question before had come too early. That is `ROUND_SECONDS` and
+  `DELIVERED_SECONDS` before the last one at most: the looks begin no more than 12 s before that.
+* That it is given up is decided in the transaction, `LATE_SECONDS` after the last question at most:
+  20 s after the first look at the latest. The last look comes 22 s after the first.
+* What was decided may be committed at any time after that: an operation that has timed out may be
+  carried out yet, and a process be stopped before it sends it. But it is for one version of the
+  index, which this gateway's commit takes. What comes before that commit this gateway sees; who
+  comes after it decides anew, which is too late then."""
 
 _SILENT = (
     "the cluster has not answered for some time, and others may have given up what is dirty here: "
@@ -104,6 +114,8 @@ class RbdBackend:
         self._writing_back = WritingBack(pool.open_nodes, spawn, runner)
         self._held = False
         self._good_looks = RELEASE_LOOKS
+        self._confirmed = True
+        """This gateway has committed since index and bus are back."""
         self.gateways = self._work.gateways
 
     @staticmethod
@@ -161,13 +173,21 @@ class RbdBackend:
         and while the bus is not watched, nobody is told that this gateway lives."""
         while True:
             await trio.sleep(FOLLOW_SECONDS)
-            self.pool.open_nodes.drop_taken()
-            self._hold_logs()
+            await self._look()
+
+    async def _look(self) -> None:
+        # First, so that what was committed before `confirm` is seen before logs go on.
+        self.pool.open_nodes.drop_taken()
+        self._hold_logs()
+        if not self._confirmed and self._good_looks >= RELEASE_LOOKS:
+            self._confirmed = await self._work.confirm()
 
     def _hold_logs(self) -> None:
         is_silent = self._work.silent_seconds() > UNCONFIRMED_SECONDS
         self._good_looks = 0 if is_silent else self._good_looks + 1
-        held = self._good_looks < RELEASE_LOOKS
+        if is_silent:
+            self._confirmed = False
+        held = not self._confirmed
         if held != self._held:
             log.warning("%s", _SILENT if held else "the cluster answers: write-back goes on")
         self._held = held

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bockd.errors import UnavailableError
+from bockd.runtime.steps import run_inline
 from tests.drivers.rbd.ceph import need_modules
 
 need_modules()
@@ -24,6 +25,7 @@ from bockd.daemon.rbdbackend import (  # noqa: E402
 from bockd.drivers.rbd.messages import (  # noqa: E402
     CERTAIN_SECONDS,
     DELIVERED_SECONDS,
+    LATE_SECONDS,
     ROUND_SECONDS,
 )
 from bockd.drivers.rbd.settings import INDEX_TIMEOUT_SECONDS  # noqa: E402
@@ -31,7 +33,8 @@ from bockd.drivers.rbd.settings import INDEX_TIMEOUT_SECONDS  # noqa: E402
 
 def test_it_ends_to_answer_before_others_give_up_what_it_has() -> None:
     assert UNCONFIRMED_SECONDS + 2 * FOLLOW_SECONDS < CERTAIN_SECONDS
-    assert RELEASE_LOOKS * FOLLOW_SECONDS > ROUND_SECONDS + DELIVERED_SECONDS
+    looks_seconds = (RELEASE_LOOKS - 1) * FOLLOW_SECONDS
+    assert looks_seconds > ROUND_SECONDS + DELIVERED_SECONDS + LATE_SECONDS
     assert UNCONFIRMED_SECONDS > INDEX_TIMEOUT_SECONDS, "one lost OSD is no reason"
 
 
@@ -58,6 +61,15 @@ def test_logs_are_held_while_the_index_is_not_heard_of(
 
     work._bus, work.heard_at = SimpleNamespace(silent_seconds=unwatched), now[0]
     held = list[bool]()
+    came = list[str]()
+    """Of the end of what is held."""
+    confirmed = list[bool]()
+
+    async def confirm() -> bool:
+        came.append("committed")
+        return confirmed.pop(0)
+
+    work.confirm = confirm
     volumes = {
         1: SimpleNamespace(
             front=SimpleNamespace(log=SimpleNamespace(hold=lambda *, held: noted(held)))
@@ -67,10 +79,14 @@ def test_logs_are_held_while_the_index_is_not_heard_of(
 
     def noted(is_held: bool) -> None:
         held.append(is_held)
+        if not is_held:
+            came.append("answers")
 
     backend: Any = RbdBackend.__new__(RbdBackend)
     backend._work, backend._held, backend._good_looks = work, False, RELEASE_LOOKS
-    backend.pool = SimpleNamespace(open_nodes=SimpleNamespace(volumes=volumes))
+    backend._confirmed = True
+    nodes = SimpleNamespace(volumes=volumes, drop_taken=lambda: came.append("looked"))
+    backend.pool = SimpleNamespace(open_nodes=nodes)
 
     def look(seconds: float) -> bool:
         now[0] += seconds
@@ -78,10 +94,10 @@ def test_logs_are_held_while_the_index_is_not_heard_of(
             work._follow()
         except UnavailableError:
             assert silent[0]
-        backend._hold_logs()
+        run_inline(backend._look())
         return held[-1]
 
-    go_on = [True] * (RELEASE_LOOKS - 1) + [False]
+    go_on = [True] * RELEASE_LOOKS + [False]
     with caplog.at_level(logging.WARNING):
         assert not look(1000.0), "it was asked for just now"
         silent[0] = True
@@ -92,11 +108,16 @@ def test_logs_are_held_while_the_index_is_not_heard_of(
         deaf_since.append(now[0] - UNCONFIRMED_SECONDS)
         assert look(1.0), "others' questions do not come here yet"
         deaf_since.clear()
-        assert [look(1.0) for _ in range(RELEASE_LOOKS)] == go_on
+        confirmed[:] = [True]
+        assert [look(1.0) for _ in go_on] == go_on
+        assert came[-3:] == ["committed", "looked", "answers"]
         work._bus = SimpleNamespace(silent_seconds=lambda: None)
         assert not look(UNCONFIRMED_SECONDS - 4.0)
         assert look(4.0), "the index answers, and the bus is not watched"
         work._bus = SimpleNamespace(silent_seconds=unwatched)
-        assert [look(1.0) for _ in range(RELEASE_LOOKS)] == go_on
+        confirmed[:] = [False, False, True]
+        assert [look(1.0) for _ in range(RELEASE_LOOKS + 3)] == [True] * (RELEASE_LOOKS + 2) + [
+            False
+        ]
     assert caplog.text.count("the cluster has not answered for some time") == 2
     assert caplog.text.count("write-back goes on") == 2

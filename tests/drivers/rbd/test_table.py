@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from bockd.drivers.rbd.gateways import Gateways
+from bockd.drivers.rbd.gateways import SHARED, Gateways
 from bockd.drivers.rbd.index import SharedIndex
 from bockd.drivers.rbd.log import Log
 from bockd.drivers.rbd.records import Identity
 from bockd.errors import InUseError, UnavailableError
 from bockd.pool.gateways import Addresses
+from bockd.pool.index import Transaction
 
 from .memory import MemoryObjects
 
@@ -114,6 +115,29 @@ def test_of_two_that_take_over_a_name_at_once_one_is_refused(tables: Tables) -> 
         three.enter()
     assert tables.listed() == [("gw1", "2")]
     assert tables.bus.asked == [one.author, one.author, two.author]
+
+
+def test_what_was_decided_before_a_gateway_is_confirmed_is_decided_anew(tables: Tables) -> None:
+    """However late it is committed: whoever had decided may have been stopped before that."""
+    one, two = tables.table("gw1", "1"), tables.table("gw2", "2")
+    one.enter()
+    decided = list[str]()
+
+    def decide(txn: Transaction) -> None:
+        decided.append("to give something up")
+        if len(decided) == 1:
+            one.confirm()
+        txn.put(SHARED, b"given up", b"")
+
+    two._index.update(decide)
+    assert len(decided) == 2
+    two.forget(one.author)
+    one.confirm()
+    assert tables.listed() == [("gw1", "1")]
+    tables.bus.alive.clear()
+    tables.table("gw1", "3").enter()
+    with pytest.raises(InUseError, match="has taken the name of this gateway"):
+        one.confirm()
 
 
 def test_who_was_struck_off_writes_itself_down_again(tables: Tables) -> None:
