@@ -169,6 +169,8 @@ class CacheOperations:
                 log.info("volume %s: all was written back, so nothing was discarded", volume)
                 return
             await self._nodes.close_volume(volume, keep_dirty=True)
+            if asked is None:  # this gateway may have had it open since
+                seen = await blocking_apart(CHANGING, self._look_again, seen)
             record = await blocking_apart(CHANGING, self._discard, seen, asked, in_transaction)
             self._nodes.refusals.pop(volume, None)
             self._nodes.left_dirty.pop(volume, None)
@@ -261,6 +263,14 @@ class CacheOperations:
             raise _is_running(seen, name)
         return asked
 
+    def _look_again(self, seen: RbdVolumeRecord) -> RbdVolumeRecord:
+        """Return the record of a volume as it is now, with the image, and dirty in the log, that
+        were seen. Raises InUseError: another gateway has changed that; BockdError. Blocks."""
+        now = self._session.tenures.look(seen.id)
+        if now.image != seen.image or not same_log(now.dirty_at, seen.dirty_at):
+            raise _was_changed(seen)
+        return now
+
     def _ask_again(self, seen: RbdVolumeRecord, name: str, asked: _Asked) -> None:
         """Ask the same runs once more, after what may last. Raises as `_refuse_alive` does."""
 
@@ -307,13 +317,9 @@ class CacheOperations:
         finally:
             claim.close()
         # What this gateway had given back since it was seen is no other one's change.
-        now = self._session.tenures.look(seen.id)
-        is_other = (now.epoch, now.image) != (seen.epoch, seen.image)
-        if is_other or not same_log(now.dirty_at, seen.dirty_at):
-            raise InUseError(
-                f"another gateway has just opened or written back volume {seen.id} ({seen.name}); "
-                "try again"
-            )
+        now = self._look_again(seen)
+        if now.epoch != seen.epoch:
+            raise _was_changed(seen)
         record = self._session.tenures.discard(now, self._session.clock(), change)
         log.warning(
             "volume %s (%s): what gateway %s had answered and not written back was discarded",
@@ -322,6 +328,12 @@ class CacheOperations:
             at.gateway,
         )
         return record
+
+
+def _was_changed(seen: RbdVolumeRecord) -> InUseError:
+    return InUseError(
+        f"another gateway has just opened or written back volume {seen.id} ({seen.name}); try again"
+    )
 
 
 def _is_running(seen: RbdVolumeRecord, name: str) -> InUseError:

@@ -1,0 +1,183 @@
+"""Giving up what is dirty here, with the real order of opening, taking and giving back: the record
+changes with each of these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from bockd.errors import BockdError, DamagedError, InUseError, UnreadableError
+from bockd.model import VolumeId
+from bockd.runtime.steps import Signal, Steps, run_inline
+from tests.drivers.rbd.ceph import need_modules
+from tests.drivers.rbd.takers import Records
+
+need_modules()
+
+from bockd.drivers.rbd.caching import CacheOperations  # noqa: E402 - where there are the modules
+from bockd.drivers.rbd.fronts import Front  # noqa: E402
+from bockd.drivers.rbd.opennodes import OpenNodes, OpenVolume  # noqa: E402
+from bockd.drivers.rbd.records import (  # noqa: E402
+    DirtyAt,
+    Identity,
+    RbdVolumeRecord,
+    Tenures,
+    put_record,
+)
+from bockd.drivers.rbd.taking import Taken, Taker  # noqa: E402
+
+ID = VolumeId(1)
+VOLUME = RbdVolumeRecord(
+    id=ID,
+    name="v",
+    size_bytes=1 << 20,
+    created_at=0.0,
+    from_snapshot=None,
+    failed=None,
+    image="1" * 24,
+    dirty_at=DirtyAt("here", "log", 1.0, directory="d"),
+    epoch=5,
+)
+
+
+class Claim:
+    """An image in a cluster that has no other gateway."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def owner(self) -> str | None:
+        return self._gateway.owner
+
+    def break_lock(self, _owner: str) -> None:
+        self._gateway.owner = None
+
+    def catch_up(self) -> None:
+        """It has the latest map."""
+
+    def lock(self) -> bool:
+        self._gateway.owner = "address"
+        return True
+
+    def close(self) -> None:
+        self._gateway.owner = None
+
+
+class Log:
+    """That of a volume: it is read when it is written back."""
+
+    trouble = None
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def drain(self) -> None:
+        self._gateway.read()
+
+    def dirty(self) -> tuple[int, float]:
+        return 7, 1.0
+
+    def carried_out(self) -> int:
+        return 0
+
+    def write_through(self) -> None:
+        """Nobody writes."""
+
+    def write_back(self) -> None:
+        """The same."""
+
+    def retire(self) -> None:
+        """Nobody reads."""
+
+    async def close(self) -> None:
+        """It is closed at once."""
+
+
+class Gateway:
+    """One that has a volume's log: with its index, and all that opens the volume."""
+
+    def __init__(self) -> None:
+        self.owner: str | None = None
+        self.read: Callable[[], None] = lambda: None
+        self.open_log: Callable[[], None] = lambda: None
+        self.put_aside = list[str]()
+        records: Any = Records()
+        put_record(records, VOLUME)
+        who, self.tenures = Identity("here", "a" * 16), Tenures(records)
+        bus: Any = SimpleNamespace()
+        session: Any = SimpleNamespace(
+            who=who,
+            index=records,
+            tenures=self.tenures,
+            clock=lambda: 9.0,
+            settings=SimpleNamespace(max_open_volumes=1),
+            taker=Taker(who, lambda _image: Claim(self), bus, self.tenures),
+        )
+        self.nodes = cast(Any, OpenNodes(session, run_inline))
+        self.nodes._fronted = self._fronted
+        self.nodes.fronts.refuse_dirty = self._find_directory
+        self.nodes.fronts.discard_log = self._discard_log
+        self.nodes.left_dirty[ID] = VOLUME.image
+        self.operations = CacheOperations(self.nodes)
+
+    async def _find_directory(self, _record: RbdVolumeRecord) -> None:
+        """It is there, with the log."""
+
+    async def _discard_log(self, image: str, *, keep: bool) -> None:
+        assert keep
+        self.put_aside.append(image)
+
+    async def _fronted(self, _volume: VolumeId, taken: Taken[Any]) -> OpenVolume:
+        self.open_log()
+        device: Any = SimpleNamespace(lost=Signal(), size_bytes=VOLUME.size_bytes)
+        log: Any = Log(self)
+        return OpenVolume(taken, device, Front(device, log=log))
+
+    def discard(self) -> Steps[None]:
+        return self.operations.discard(ID)
+
+
+def raising(error: BockdError) -> Callable[[], None]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+@pytest.fixture
+def gateway() -> Gateway:
+    return Gateway()
+
+
+@pytest.mark.parametrize("where", ["open_log", "read"])
+def test_what_cannot_be_read_here_is_given_up(where: str, gateway: Gateway) -> None:
+    """To try takes the volume, and gives it back: the record has another epoch then."""
+    error = DamagedError("a checksum") if where == "open_log" else UnreadableError("a sector")
+    setattr(gateway, where, raising(error))
+    run_inline(gateway.discard())
+    now = gateway.tenures.look(ID)
+    assert (now.dirty_at, now.holder, gateway.owner) == (None, None, None)
+    assert now.epoch > VOLUME.epoch + 1, "it was tried"
+    assert gateway.put_aside == [VOLUME.image]
+    assert not gateway.nodes.left_dirty
+
+
+@pytest.mark.parametrize(
+    "other", [{"image": "2" * 24}, {"dirty_at": DirtyAt("here", "another log", 2.0)}]
+)
+def test_what_has_another_image_or_log_meanwhile_is_not_given_up(
+    other: dict[str, Any], gateway: Gateway
+) -> None:
+    def fail() -> None:
+        put_record(gateway.nodes.session.index, replace(gateway.tenures.look(ID), **other))
+        raise DamagedError("a checksum")
+
+    gateway.open_log = fail
+    with pytest.raises(InUseError, match="has just opened or written back volume 1"):
+        run_inline(gateway.discard())
+    assert gateway.tenures.look(ID).dirty_at is not None
+    assert not gateway.put_aside
