@@ -39,7 +39,7 @@ from bockd.pool.index import Transaction
 from bockd.pool.pool import WithVolume, nothing_more
 from bockd.pool.records import VolumeRecord
 from bockd.publictexts import concealed, discretion
-from bockd.runtime.steps import Steps, blocking_apart
+from bockd.runtime.steps import Steps, blocking_apart, try_spawn
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +165,12 @@ class CacheOperations:
         async def steps() -> None:
             self._nodes.refuse_used(NodeKind.VOLUME, volume)
             seen, asked = await blocking_apart(CHANGING, self._look_dirty, volume)
-            if await self._is_written_back(volume):
+            try:
+                is_written_back = await self._is_written_back(volume)
+            except BockdError:
+                self._leave_to_background(volume)
+                raise
+            if is_written_back:
                 log.info("volume %s: all was written back, so nothing was discarded", volume)
                 return
             await self._nodes.close_volume(volume, keep_dirty=True)
@@ -192,6 +197,22 @@ class CacheOperations:
                 raise _not_given_up(volume, error)
             log.warning("volume %s cannot be written back: %s", volume, error)
         return False
+
+    def _leave_to_background(self, volume: VolumeId) -> None:
+        """Have a volume that is not given up written back in the background: it is tried again,
+        though it could not be read at first (`write_back_left`), or closed, if it is open: else it
+        would keep its lock, and the place of one that is open."""
+        self._nodes.refusals.pop(volume, None)
+        if volume not in self._nodes.volumes:
+            return
+        if not try_spawn(self._nodes.spawn, self._close_idle(volume)):
+            log.warning("volume %s is not closed before bockd ends", volume)
+
+    async def _close_idle(self, volume: VolumeId) -> None:
+        try:
+            await self._nodes.close_idle(NodeKind.VOLUME, volume)
+        except BockdError as error:
+            log.warning("closing volume %s: %s", volume, error)
 
     async def _write_back(self, volume: VolumeId, *, anew: bool) -> BockdError | None:
         """Write back what is dirty here, and close the volume; `anew`: open it again for that. One

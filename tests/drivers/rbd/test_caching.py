@@ -24,7 +24,7 @@ from bockd.errors import (
     from_os_error,
     volume_failed,
 )
-from bockd.model import CacheMode, VolumeId
+from bockd.model import CacheMode, NodeKind, VolumeId
 from bockd.pool.gateways import Gateway as SharedGateway
 from bockd.pool.pool import nothing_more
 from bockd.publictexts import discretion
@@ -106,6 +106,8 @@ class Gateway:
         self.opening: Exception | None = None
         self.openings = 0
         self.came: list[str] = []
+        self.idle: list[VolumeId] = []
+        """What is to be closed when it is written back."""
         self.volumes: dict[VolumeId, Any] = {}
         self.refusals: dict[VolumeId, str] = {}
         self.left_dirty: dict[VolumeId, str] = {}
@@ -145,6 +147,10 @@ class Gateway:
     async def close_volume(self, volume: VolumeId, *, keep_dirty: bool = False) -> None:
         self.volumes.pop(volume, None)
         self.came.append("left" if keep_dirty else "closed")
+
+    async def close_idle(self, kind: NodeKind, volume: VolumeId) -> None:
+        assert kind is NodeKind.VOLUME
+        self.idle.append(volume)
 
     async def discard_log(self, _image: str, *, keep: bool) -> None:
         self.came.append(f"log {keep}")
@@ -229,9 +235,12 @@ def test_what_may_be_written_back_yet_is_not_given_up(
     where: str, error: BockdError, gateway: Gateway
 ) -> None:
     setattr(gateway, where, error if where == "opening" else raising(error))
+    gateway.refusals[ID] = "it could not be read before"
     with pytest.raises(UnavailableError, match=NOTHING_DISCARDED) as caught:
         gateway.discard()
     assert gateway.came == []
+    assert not gateway.refusals, "it is tried again"
+    assert gateway.idle == ([ID] if where == "drain" else [])
     assert str(error) in str(caught.value)
     assert "move the volume's log out" in str(caught.value)
     assert "/logs/x" not in discretion.text(caught.value)

@@ -3,6 +3,7 @@ changes with each of these."""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,7 +11,14 @@ from typing import Any, cast
 
 import pytest
 
-from bockd.errors import BockdError, DamagedError, InUseError, UnreadableError
+from bockd.errors import (
+    BockdError,
+    DamagedError,
+    InUseError,
+    UnavailableError,
+    UnreadableError,
+    from_os_error,
+)
 from bockd.model import VolumeId
 from bockd.runtime.steps import Signal, Steps, run_inline
 from tests.drivers.rbd.ceph import need_modules
@@ -18,8 +26,10 @@ from tests.drivers.rbd.takers import Records
 
 need_modules()
 
-from bockd.drivers.rbd.caching import CacheOperations  # noqa: E402 - where there are the modules
+from bockd.drivers.rbd import draining  # noqa: E402 - where there are the modules
+from bockd.drivers.rbd.caching import CacheOperations  # noqa: E402
 from bockd.drivers.rbd.fronts import Front  # noqa: E402
+from bockd.drivers.rbd.leftdirty import write_back_left  # noqa: E402
 from bockd.drivers.rbd.opennodes import OpenNodes, OpenVolume  # noqa: E402
 from bockd.drivers.rbd.records import (  # noqa: E402
     DirtyAt,
@@ -77,12 +87,15 @@ class Log:
 
     async def drain(self) -> None:
         self._gateway.read()
+        if not self._gateway.below.fired:
+            await self._gateway.below
 
     def dirty(self) -> tuple[int, float]:
         return 7, 1.0
 
     def carried_out(self) -> int:
-        return 0
+        self._gateway.moved += 1
+        return self._gateway.moved
 
     def write_through(self) -> None:
         """Nobody writes."""
@@ -117,7 +130,11 @@ class Gateway:
             settings=SimpleNamespace(max_open_volumes=1),
             taker=Taker(who, lambda _image: Claim(self), bus, self.tenures),
         )
-        self.nodes = cast(Any, OpenNodes(session, run_inline))
+        self.below = Signal()
+        self.below.fire()
+        self.moved = 0
+        self._spawned = list[Steps[None]]()
+        self.nodes = cast(Any, OpenNodes(session, self._spawn))
         self.nodes._fronted = self._fronted
         self.nodes.fronts.refuse_dirty = self._find_directory
         self.nodes.fronts.discard_log = self._discard_log
@@ -137,8 +154,22 @@ class Gateway:
         log: Any = Log(self)
         return OpenVolume(taken, device, Front(device, log=log))
 
-    def discard(self) -> Steps[None]:
-        return self.operations.discard(ID)
+    def discard(self) -> None:
+        """Give it up, if that may be."""
+        run_inline(self.operations.discard(ID))
+
+    def go_on(self) -> None:
+        """Run what is left to be done in the background, to its end."""
+        while self._spawned:
+            run_inline(self._spawned.pop(0))
+
+    def _spawn(self, steps: Steps[None]) -> None:
+        """Run steps up to where they wait for others."""
+        try:
+            assert isinstance(steps.send(None), Signal)
+        except StopIteration:
+            return
+        self._spawned.append(steps)
 
 
 def raising(error: BockdError) -> Callable[[], None]:
@@ -158,7 +189,7 @@ def test_what_cannot_be_read_here_is_given_up(where: str, gateway: Gateway) -> N
     """To try takes the volume, and gives it back: the record has another epoch then."""
     error = DamagedError("a checksum") if where == "open_log" else UnreadableError("a sector")
     setattr(gateway, where, raising(error))
-    run_inline(gateway.discard())
+    gateway.discard()
     now = gateway.tenures.look(ID)
     assert (now.dirty_at, now.holder, gateway.owner) == (None, None, None)
     assert now.epoch > VOLUME.epoch + 1, "it was tried"
@@ -178,6 +209,49 @@ def test_what_has_another_image_or_log_meanwhile_is_not_given_up(
 
     gateway.open_log = fail
     with pytest.raises(InUseError, match="has just opened or written back volume 1"):
-        run_inline(gateway.discard())
+        gateway.discard()
     assert gateway.tenures.look(ID).dirty_at is not None
     assert not gateway.put_aside
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_what_was_opened_and_not_given_up_is_closed(
+    goes_on: bool, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As soon as it is written back: it has a lock, and the place of another one."""
+    monkeypatch.setattr(draining, "MOST_SECONDS", 0.0)
+    monkeypatch.setattr(draining, "LOOK_SECONDS", 0.0)
+    if goes_on:
+        gateway.below = Signal()
+        with pytest.raises(InUseError, match="7 bytes are left, so nothing was discarded"):
+            gateway.discard()
+        gateway.below.fire()
+    else:
+        gateway.read = raising(UnavailableError("the cluster does not answer"))
+        with pytest.raises(UnavailableError, match="nothing was discarded: the cluster does not"):
+            gateway.discard()
+        gateway.read = lambda: None
+    assert gateway.nodes.volumes
+    gateway.go_on()
+    assert (gateway.owner, gateway.nodes.volumes) == (None, {})
+    assert gateway.tenures.look(ID).dirty_at is None
+
+
+def test_what_could_not_be_read_once_is_tried_again(gateway: Gateway) -> None:
+    """The second time there may be no file to be had: nothing says that the log is damaged."""
+    errors: list[BockdError] = [
+        DamagedError("a checksum"),
+        from_os_error(OSError(errno.EMFILE, ""), "a log"),
+    ]
+
+    def fail() -> None:
+        if errors:
+            raise errors.pop(0)
+
+    gateway.open_log = fail
+    with pytest.raises(UnavailableError, match="it is written back by itself"):
+        gateway.discard()
+    assert gateway.tenures.look(ID).dirty_at is not None
+    run_inline(write_back_left(gateway.nodes, ID))
+    assert gateway.tenures.look(ID).dirty_at is None
+    assert gateway.owner is None
