@@ -311,11 +311,12 @@ class Bus:
             log.debug("a question is not answered")
 
     def _say_here(self, question: Question, acknowledge: Acknowledge) -> None:
+        """Acknowledge the question only with an answer: without one, this run is taken for dead."""
         try:
             self._answer(question, Answer.HERE)
         except BockdError as error:
             log.warning("%s", error)
-        finally:
+        else:
             acknowledge()
 
     def _reply(

@@ -7,9 +7,10 @@ A message is text, its words separated by spaces:
     alive RUN REQUEST                       RUN: `GATEWAY/RUN`, as the index names it
 
 and the number of a request is `GATEWAY/RUN/COUNT`, of who asks. Every gateway acknowledges the
-message at once. Who has given the image back by then, or does not have it, or is not the run that
-is meant, says nothing else. All others have put an answer at the key `answer/REQUEST/GATEWAY` of
-the bus object before, with their own name:
+message at once; but not the run that is meant, if it could not put its answer there. Who has given
+the image back by then, or does not have it, or is not the run that is meant, says nothing else. All
+others have put an answer at the key `answer/REQUEST/GATEWAY` of the bus object before, with their
+own name:
 
     heard                                   it gives the image back, or asks itself whether it can
     keeps                                   clients use the image, and it was asked politely

@@ -22,7 +22,7 @@ need_modules()
 from bockd.drivers.rbd.binding import rados  # noqa: E402
 from bockd.drivers.rbd.bus import BUS, WATCH_SECONDS, Bus, Release  # noqa: E402 - where there are the modules
 from bockd.drivers.rbd.connection import connect, open_pool  # noqa: E402
-from bockd.drivers.rbd.messages import Manner  # noqa: E402
+from bockd.drivers.rbd.messages import Manner, Question  # noqa: E402
 from bockd.drivers.rbd.records import Identity  # noqa: E402
 from bockd.drivers.rbd.settings import index_options  # noqa: E402
 from bockd.drivers.rbd.watching import Watching  # noqa: E402
@@ -262,6 +262,24 @@ def test_who_is_named_late_is_asked_as_long_as_all(monkeypatch: pytest.MonkeyPat
     began = now[0]
     with pytest.raises(UnavailableError, match="has just been started"):
         bus.find_alive(lambda: THERE[: 1 + (now[0] - began > 20)])
+
+
+@pytest.mark.parametrize("can_answer", [True, False])
+def test_a_run_that_cannot_answer_does_not_acknowledge_the_question_for_it(
+    can_answer: bool,
+) -> None:
+    """A full cluster takes no answers. Whoever asks would take it for dead."""
+    acknowledged = list[str]()
+
+    def answer(*_arguments: object) -> None:
+        if not can_answer:
+            raise NoSpaceError("the Ceph pool is full")
+
+    bus: Any = Bus.__new__(Bus)
+    bus._answer = answer
+    question = Question(THERE[0], f"here/{'a' * 16}/1")
+    bus._say_here(question, lambda: acknowledged.append("yes"))
+    assert acknowledged == (["yes"] if can_answer else [])
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ETIMEDOUT])
