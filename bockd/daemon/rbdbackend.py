@@ -47,11 +47,11 @@ RELEASE_LOOKS = 12
 a version of the index itself, and answers writes from logs again after that, if it finds that it
 still has what is dirty here. Somebody may be about to give that up:
 
-* This gateway did not hear the last question. So the bus was not watched yet when that came, or was
-  lost again, and the question before had come too early. That is `ROUND_SECONDS` and
-  `DELIVERED_SECONDS` before the last one at most: the looks begin no more than 12 s before that.
+* This gateway did not hear the last question: the bus was not watched yet when that came. 12 s more
+  (`ROUND_SECONDS` and `DELIVERED_SECONDS`) are for one whose watch was there between two questions.
+  They do not cover a watch that is lost for the last question after more of these looks than that.
 * That it is given up is decided in the transaction, `LATE_SECONDS` after the last question at most:
-  20 s after the first look at the latest. The last look comes 22 s after the first.
+  with these 12 s, 20 s after the first look at the latest. The last look comes 22 s after it.
 * What was decided may be committed at any time after that: an operation that has timed out may be
   carried out yet, and a process be stopped before it sends it. But it is for one version of the
   index, which this gateway's commit takes. What comes before that commit this gateway sees; who
