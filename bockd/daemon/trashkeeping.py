@@ -1,7 +1,8 @@
 """The trash, looked after while the daemon runs: what is due is deleted for good, one by one.
 
-If the pool is nearly full, the oldest goes early, one at each look: reclaim has time to return its
-space before the next one is judged. Without that, what users have deleted would make the writes of
+If the pool is nearly full, the oldest goes early, one at each look, and the next one not before
+reclaim has returned the space of all that was deleted: while it cannot, because a backup is made,
+to delete more would help nobody. Without that, what users have deleted would make the writes of
 others fail.
 """
 
@@ -75,7 +76,7 @@ class TrashKeeper:
         if trouble is not None:
             raise trouble
         full = await self._is_full(left)
-        if full:
+        if full and not await trio.to_thread.run_sync(self._context.pool.owes_space):
             oldest = left.pop(0)
             early = "the pool is nearly full (trash.full_percent)"
             await self._delete(oldest, early, logging.WARNING)

@@ -311,6 +311,11 @@ class Pool(Protocol):
         """Return the space of what the pool stands on. Blocks. Raises BockdError."""
         ...
 
+    def owes_space(self) -> bool:
+        """Return whether space of what was deleted is still to return, and can soon. Blocks.
+        Raises BockdError."""
+        ...
+
     def used_bytes(self) -> int:
         """Sum what the pool takes of that. Blocks. Raises BockdError."""
         ...

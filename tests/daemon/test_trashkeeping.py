@@ -10,16 +10,19 @@ from pathlib import Path
 import pytest
 import trio
 
-from bockd.blockstorage.contract import TenantId
+from bockd.blockstorage.contract import NewSnapshot, NewVolume, TenantId
 from bockd.blockstorage.trash import Trash
 from bockd.blockstorage.trashcontract import TrashRules
 from bockd.daemon.trashkeeping import TrashKeeper
 from bockd.drivers.local.format.catalogue import MAPS, Catalogue
+from bockd.drivers.local.format.queue import dead_maps
+from bockd.drivers.local.maintenance.reclaim import Reclaimer
 from bockd.errors import DamagedError, DeviceError
 from bockd.index.keys import id_key
 from bockd.model import VolumeId
 from bockd.pool.index import Transaction
 from bockd.runtime.steprunner import StepRunner
+from bockd.runtime.steps import run_inline
 from tests.blockstorage.store import Store, running
 
 HOUR = 3600.0
@@ -59,6 +62,11 @@ def look(store: Store, at_hour: float, percent: int = 0) -> tuple[bool, TrashKee
     return trio.run(keeper.look), keeper
 
 
+def reclaim(store: Store) -> None:
+    """Return the space of what was deleted, as the daemon does in the background."""
+    run_inline(Reclaimer(store.pool.registry).run())
+
+
 def left(store: Store) -> list[int]:
     return [int(record.node.id) for record in Trash(store.context).by_age()]
 
@@ -83,13 +91,53 @@ def test_of_a_pool_that_is_nearly_full_the_oldest_goes_at_each_look(
     assert left(store) == [first, third, second]
     assert look(store, 4, percent=95)[0]
     assert left(store) == [third, second]
+    reclaim(store)
     full, keeper = look(store, 4, percent=99)
     assert full
     assert left(store) == [second]
     assert (keeper.kept.volumes, keeper.kept.oldest_at) == (1, 3 * HOUR)
+    reclaim(store)
     assert look(store, 4, percent=100)[0]
+    reclaim(store)
     assert not look(store, 4, percent=100)[0]  # nothing is left to delete
     store.assert_sound()
+
+
+def test_nothing_goes_early_while_no_space_can_return(store: Store, tenant: TenantId) -> None:
+    """A backup has the lock until it ends; and what was deleted waits for reclaim after that."""
+    first, second, third = delete_at(store, tenant, 1, 2, 3)
+    lock = store.pool.registry.maintenance_lock
+    run_inline(lock.acquire())
+    assert look(store, 4, percent=99)[0]
+    assert left(store) == [first, second, third]
+    lock.release()
+    look(store, 4, percent=99)
+    assert left(store) == [second, third]
+    look(store, 4, percent=99)
+    assert left(store) == [second, third]
+    reclaim(store)
+    look(store, 4, percent=99)
+    assert left(store) == [third]
+
+
+def test_dead_maps_that_must_wait_do_not_keep_a_full_pool_from_being_emptied(
+    store: Store, tenant: TenantId
+) -> None:
+    """Two clones need the map of a snapshot that is gone."""
+    origin = store.volume(tenant)
+    new = NewSnapshot(origin.id, consumes_quota=False)
+    snapshot = store.run(lambda s: s.create_snapshot(tenant, new))
+    for _ in range(2):
+        store.run(lambda s: s.create_volume(tenant, NewVolume(None, snapshot_id=snapshot.id)))
+    store.run(lambda s: s.delete_snapshot(tenant, snapshot.id))
+    delete_at(store, tenant, 1)
+    assert store.pool.owes_space()
+    reclaim(store)
+    with store.pool.index.reading() as txn:
+        assert dead_maps(txn)
+    assert not store.pool.owes_space()
+    look(store, 2, percent=99)
+    assert left(store) == []
 
 
 def test_with_a_hundred_percent_nothing_goes_early(store: Store, tenant: TenantId) -> None:

@@ -11,6 +11,7 @@ from typing import Self
 
 from bockd.drivers.local.changes import find_changes
 from bockd.drivers.local.coopeners import elsewhere
+from bockd.drivers.local.format import queue
 from bockd.drivers.local.format.catalogue import Catalogue
 from bockd.drivers.local.freezing import freeze_volume
 from bockd.drivers.local.integrity.check import check_open_pool
@@ -286,6 +287,15 @@ class LocalPool:
         root = self.registry.store.layout.root
         with named(f"asking for the space of {root}"):
             return os.statvfs(root)
+
+    def owes_space(self) -> bool:
+        """See `Pool.owes_space`. What only waits for other maps, or cannot be read, does not count:
+        that may be so for ever."""
+        registry = self.registry
+        if registry.maintenance_lock.held:
+            return True
+        with self.index.reading() as txn:
+            return queue.has_work(txn, registry.kept_dead)
 
     def used_bytes(self) -> int:
         """See `Pool.used_bytes`."""

@@ -50,7 +50,7 @@ from bockd.errors import (
     volume_failed,
 )
 from bockd.index.mapsize import write_map_size
-from bockd.model import LayerId, NodeKind, SnapshotId, VolumeId
+from bockd.model import LayerId, MapId, NodeKind, SnapshotId, VolumeId
 from bockd.pool.records import VolumeRecord
 from bockd.runtime.steps import Spawn, Steps, blocking, try_spawn
 from bockd.runtime.waiting import Mutex
@@ -97,6 +97,9 @@ class Registry:
         self.maintenance_lock = Mutex()
         """Held by whoever punches, merges or removes frozen layers, or reads them through: for the
         one who has it no byte of a frozen layer changes but by its own doing."""
+        self.kept_dead: frozenset[MapId] = frozenset()
+        """The dead maps that the last run of reclaim had to leave: others depend on them, or they
+        cannot be read."""
         self._spawn = spawn
         self.lock = lock
         self._busy: dict[int, Mutex] = {}

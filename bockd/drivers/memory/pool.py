@@ -517,6 +517,10 @@ class MemoryPool:
         free = blocks - self.used_bytes() // BLOCK_SIZE
         return os.statvfs_result((BLOCK_SIZE, BLOCK_SIZE, blocks, free, free, 0, 0, 0, 0, 255))
 
+    def owes_space(self) -> bool:
+        """See the contract: what is deleted is gone at once."""
+        return False
+
     def used_bytes(self) -> int:
         """See the contract."""
         return sum(device.stored_bytes for device in list(self._devices.values()))

@@ -328,6 +328,10 @@ class RbdPool:
         """See `Pool.room`."""
         return space.room(self.session)
 
+    def owes_space(self) -> bool:
+        """See `Pool.owes_space`. There is no trash that would be asked for it."""
+        return False
+
     def used_bytes(self) -> int:
         """See `Pool.used_bytes`."""
         return space.used_bytes(self.session)

@@ -13,6 +13,7 @@ s | layer:u64                    payload target:u64 - a layer whose blocks are m
 from __future__ import annotations
 
 import struct
+from collections.abc import Container
 from dataclasses import dataclass
 
 from bockd.index.tables import Table
@@ -36,6 +37,14 @@ class PunchEntry:
 
 def dead_maps(txn: Transaction) -> list[MapId]:
     return [MapId(_U64.unpack(k[1:])[0]) for k in txn.keys(RECLAIM, b"m", b"n")]
+
+
+def has_work(txn: Transaction, kept: Container[MapId]) -> bool:
+    """Return whether there is anything to drop, fold, punch or unlink, beside the dead maps
+    `kept`."""
+    if any(txn.keys(RECLAIM, b"p", b"q")) or any(txn.keys(RECLAIM, b"f", b"g")):
+        return True
+    return any(map_id not in kept for map_id in dead_maps(txn))
 
 
 def add_dead_map(txn: Transaction, map_id: MapId) -> None:

@@ -128,6 +128,8 @@ class Reclaimer:
                     progress = True
                     for device in self._registry.devices():
                         device.loader.forget_map(map_id)
+            if not progress and not self._stopping:
+                self._registry.kept_dead = frozenset({*dead, *damage})
         return next(iter(damage.values()), None)
 
     async def _checkpoint_children(self, dead: set[MapId]) -> None:
