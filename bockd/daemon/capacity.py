@@ -121,13 +121,11 @@ class Capacity:
             trash_snapshots = in_trash(nodes.txn, NodeKind.SNAPSHOT)
         sizes = await walk(
             self._pool,
-            Nodes.shown_volumes,
+            Nodes.volumes,
             lambda _, page: [(one.id, one.size_bytes) for one in page],
         )
         volumes = [size for volume, size in sizes if volume not in filling]
-        frozen = await walk(
-            self._pool, Nodes.shown_snapshots, lambda _, page: [one.id for one in page]
-        )
+        frozen = await walk(self._pool, Nodes.snapshots, lambda _, page: [one.id for one in page])
         snapshots = sum(one not in images for one in frozen)
         shares: Shares | None
         try:

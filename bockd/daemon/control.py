@@ -118,7 +118,7 @@ class PoolControl:
     # -- volumes -----------------------------------------------------------------------------
 
     async def list_volumes(self) -> list[VolumeInfo]:
-        return await walk(self._pool, Nodes.shown_volumes, self._volume_infos)
+        return await walk(self._pool, Nodes.volumes, self._volume_infos)
 
     async def show_volume(self, ref: str) -> VolumeInfo:
         return self._show_volume(VolumeId(self._pool.find(NodeKind.VOLUME, ref)))
@@ -196,7 +196,7 @@ class PoolControl:
                 if one.id not in images and origin in (None, one.volume)
             ]
 
-        return await walk(self._pool, Nodes.shown_snapshots, look)
+        return await walk(self._pool, Nodes.snapshots, look)
 
     def _snapshot_info(self, record: SnapshotRecord) -> SnapshotInfo:
         return SnapshotInfo(

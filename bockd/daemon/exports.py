@@ -41,12 +41,12 @@ class PoolExports:
         """List the volumes by id, then the snapshots by id."""
         volumes = await walk(
             self._pool,
-            Nodes.shown_volumes,
+            Nodes.volumes,
             lambda _, page: [describe(NodeKind.VOLUME, one) for one in page],
         )
         snapshots = await walk(
             self._pool,
-            Nodes.shown_snapshots,
+            Nodes.snapshots,
             lambda _, page: [describe(NodeKind.SNAPSHOT, one) for one in page],
         )
         return [*volumes, *snapshots]

@@ -1,5 +1,5 @@
-"""A walk over all volumes or snapshots of a pool, on the owner thread, a few of them at a time:
-everybody else is served in between.
+"""A walk over all volumes or snapshots of a pool but those in the trash, on the owner thread, a few
+of them at a time: everybody else is served in between.
 
 Each page is a transaction of its own, which begins behind the last id of the one before. So what is
 created or deleted meanwhile may be missed or seen, and neither repeats nor hides anything else.
@@ -28,14 +28,15 @@ async def walk(
     records: Callable[[Nodes, int], Iterator[R]],
     look: Callable[[Nodes, list[R]], Iterable[T]],
 ) -> list[T]:
-    """Return what `look` makes of all records, which it is given page by page. `records` is
-    one of the iterators of `Nodes`. Raises DamagedError."""
+    """Return what `look` makes of all records but those in the trash, which it is given page by
+    page. `records` is `Nodes.volumes` or `Nodes.snapshots`: a page ends after so many records that
+    were read, however few of them are shown. Raises DamagedError."""
     found: list[T] = []
     pace, after = Pace(), 0
     while True:
         with pool.nodes() as nodes:
             page = list(islice(records(nodes, after), PAGE))
-            found += look(nodes, page)
+            found += look(nodes, [one for one in page if one.trashed is None])
         if len(page) < PAGE:
             return found
         after = page[-1].id

@@ -8,7 +8,7 @@ import trio
 from bockd.daemon import walking
 from bockd.daemon.walking import PAGE, walk
 from bockd.drivers.memory.pool import MemoryPool
-from bockd.model import MIB, VolumeId
+from bockd.model import MIB, NodeKind, VolumeId
 from bockd.pool.nodes import Nodes
 from bockd.runtime import pace as pace_module
 from bockd.runtime.steps import run_inline
@@ -44,6 +44,28 @@ async def test_the_loop_turns_after_each_page(monkeypatch: pytest.MonkeyPatch) -
     async with counting_turns(monkeypatch) as turns:
         await walk(pool, Nodes.volumes, lambda _, page: page)
         assert turns.count >= PAGES - 1
+
+
+@in_trio
+async def test_the_loop_turns_where_everything_is_in_the_trash(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was read counts, shown or not."""
+    monkeypatch.setattr(pace_module, "PIECE_SECONDS", 0.0)
+    pool = filled(PAGES * PAGE)
+    with pool.nodes() as nodes:
+        trashed = [one.id for one in nodes.volumes()]
+    for volume in trashed:
+        run_inline(pool.trash(NodeKind.VOLUME, volume))
+    last = run_inline(pool.create_volume("last", MIB)).id
+    pages: list[list[VolumeId]] = []
+    async with counting_turns(monkeypatch) as turns:
+        seen = await walk(
+            pool, Nodes.volumes, lambda _, page: [pages.append([one.id for one in page]), *page]
+        )
+        assert turns.count >= PAGES - 1
+    assert pages == [*[[]] * PAGES, [last]]
+    assert len(seen) == len(pages) + 1
 
 
 @in_trio

@@ -89,7 +89,7 @@ async def refused_volumes(pool: Pool) -> list[Metric]:
     Nothing, if the records cannot be read."""
     try:
         refused = await walk(
-            pool, Nodes.shown_volumes, lambda _, page: [one for one in page if pool.trouble(one)]
+            pool, Nodes.volumes, lambda _, page: [one for one in page if pool.trouble(one)]
         )
     except BockdError:
         return []
