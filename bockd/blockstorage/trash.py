@@ -141,7 +141,7 @@ class Trash:
     async def empty(self, tenant: TenantId) -> int:
         """Delete all that a tenant has in the trash for good; return how many."""
         with self._pool.index.reading() as txn:
-            records = TrashLedger(txn).of_tenant(tenant)
+            records = list(TrashLedger(txn).of_tenant(tenant))
         deleted = 0
         for record in records:
             try:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from heapq import merge
 from typing import NamedTuple
 
 import msgspec
@@ -111,16 +112,25 @@ class TrashLedger:
         for _, payload in self.txn.sound(TRASH):
             yield decode(TrashRecord, payload)
 
-    def of_tenant(self, tenant: TenantId, after: int = 0) -> list[TrashRecord]:
-        """Return a tenant's records of ids greater than `after`, by id. Raises DamagedError."""
+    def of_tenant(self, tenant: TenantId, after: int = 0) -> Iterator[TrashRecord]:
+        """Yield a tenant's records of ids greater than `after`, by id; each is read when it is its
+        turn. Raises DamagedError."""
         if not in_id_range(after + 1):
-            return []
-        found = []
-        for kind in NodeKind:
-            first = owned_key(kind, tenant, after + 1)
-            for _, payload in self.txn.scan(TRASH, first, first[:-8] + b"\xff" * 9):
-                found.append(decode(TrashRecord, payload))
-        return sorted(found, key=lambda record: record.node.id)
+            return iter(())
+        kinds = (self._of_kind(kind, tenant, after) for kind in NodeKind)
+        return merge(*kinds, key=lambda record: record.node.id)
+
+    def _of_kind(self, kind: NodeKind, tenant: TenantId, after: int) -> Iterator[TrashRecord]:
+        first = owned_key(kind, tenant, after + 1)
+        for _, payload in self.txn.scan(TRASH, first, first[:-8] + b"\xff" * 9):
+            yield decode(TrashRecord, payload)
+
+    def count_of_tenant(self, tenant: TenantId) -> int:
+        """Count a tenant's records, without reading them."""
+        firsts = (owned_key(kind, tenant, 0) for kind in NodeKind)
+        return sum(
+            1 for first in firsts for _ in self.txn.keys(TRASH, first, first[:-8] + b"\xff" * 9)
+        )
 
     def find(self, tenant: TenantId, node: int) -> TrashRecord:
         """Return the record of one of a tenant's. Raises NotFoundError: the tenant has no such one

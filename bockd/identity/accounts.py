@@ -247,7 +247,7 @@ def _refuse_with_belongings(ledger: Ledger, record: TenantRecord) -> None:
             f"tenant {tenant.name!r} has {_counted(len(volumes), 'volume')} and "
             f"{_counted(len(snapshots), 'snapshot')}; delete them first, as one of its users"
         )
-    if kept := len(TrashLedger(ledger.txn).of_tenant(tenant.id)):
+    if kept := TrashLedger(ledger.txn).count_of_tenant(tenant.id):
         raise InUseError(
             f"tenant {tenant.name!r} has {kept} in the trash; empty it first, with 'bock trash "
             "empty' as one of its users"

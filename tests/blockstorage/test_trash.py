@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bockd.blockstorage import records, trashrecords
 from bockd.blockstorage.adopting import adopt, find_unowned
 from bockd.blockstorage.contract import (
     Edit,
@@ -23,6 +24,7 @@ from bockd.blockstorage.contract import (
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.trash import Trash
 from bockd.blockstorage.trashcontract import TrashRules
+from bockd.blockstorage.trashrecords import TrashRecord
 from bockd.errors import InUseError, InvalidStateError, NotFoundError, OverLimitError
 from bockd.model import GIB, NodeKind, VolumeId
 from bockd.pool.nodes import Nodes
@@ -282,6 +284,28 @@ def test_lists_come_in_pages(store: Store, tenant: TenantId) -> None:
     assert page(Page(limit=3)) == ids[:3]
     assert page(Page(marker=ids[1])) == ids[2:]
     assert page(Page(display_name="v1")) == [ids[1], ids[3]]
+
+
+def test_a_page_reads_no_more_records_than_it_shows(
+    store: Store, tenant: TenantId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one more of each kind."""
+    volumes = [store.volume(tenant) for _ in range(8)]
+    snapshots = [store.snapshot(tenant, volume) for volume in volumes]
+    for volume, snapshot in zip(volumes, snapshots, strict=True):
+        store.run(lambda s, one=snapshot: s.delete_snapshot(tenant, one.id))  # type: ignore[misc]
+        delete(store, tenant, volume)
+    read: list[bytes] = []
+
+    def decode(kind: type[TrashRecord], payload: bytes) -> TrashRecord:
+        read.append(payload)
+        return records.decode(kind, payload)
+
+    monkeypatch.setattr(trashrecords, "decode", decode)
+    ids = [volume.id for volume in volumes]
+    page = Page(limit=2, marker=ids[2])
+    assert [one.id for one in store.run(lambda s: s.trash.list(tenant, page))] == ids[3:5]
+    assert len(read) <= 2 + 2
 
 
 def test_of_what_is_restored_while_it_expires_one_of_both_happens(
