@@ -191,12 +191,11 @@ def _with(used: Usage, record: TrashRecord) -> Usage:
     return replace(used, snapshots=used.snapshots + 1)
 
 
-def in_trash(txn: Transaction, kind: NodeKind) -> int:
-    """Count all tenants' volumes or snapshots in the trash."""
-    if not txn.count(TRASH):
-        return 0
+def trash_keys(txn: Transaction, kind: NodeKind, after: bytes = b"") -> Iterator[bytes]:
+    """Yield the keys of all tenants' volumes or snapshots in the trash that are greater than
+    `after`."""
     first = kind.value[:1].encode()
-    return sum(1 for _ in txn.keys(TRASH, first, first + LAST))
+    return txn.keys(TRASH, after + b"\0" if after else first, first + LAST)
 
 
 def counted(records: Sequence[TrashRecord]) -> TrashCount:

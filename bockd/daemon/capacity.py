@@ -15,11 +15,9 @@ from pathlib import Path
 import trio
 
 from bockd.blockstorage.records import Ledger
-from bockd.blockstorage.trashrecords import in_trash
 from bockd.control import PoolInfo
-from bockd.daemon.walking import walk
+from bockd.daemon.walking import count_nodes, walk
 from bockd.errors import BockdError, DamagedError
-from bockd.model import NodeKind
 from bockd.pool.nodes import Nodes
 from bockd.pool.pool import Pool
 from bockd.pool.reports import Shares
@@ -117,8 +115,7 @@ class Capacity:
             ledger = Ledger(nodes.txn)
             filling = {found.volume for found in ledger.imports()}
             images = frozenset(found.snapshot for found in ledger.images())
-            trash_volumes = in_trash(nodes.txn, NodeKind.VOLUME)
-            trash_snapshots = in_trash(nodes.txn, NodeKind.SNAPSHOT)
+        counts = await count_nodes(self._pool)
         sizes = await walk(
             self._pool,
             Nodes.volumes,
@@ -152,8 +149,8 @@ class Capacity:
             snapshots_bytes=None if shares is None else shares.snapshots_bytes,
             images_bytes=None if shares is None else shares.images_bytes,
             warn_percent=self._warn_percent,
-            trash_volumes=trash_volumes,
-            trash_snapshots=trash_snapshots,
+            trash_volumes=counts.trash_volumes,
+            trash_snapshots=counts.trash_snapshots,
             trash_bytes=None if shares is None else shares.trash_bytes,
         )
 

@@ -19,7 +19,7 @@ from bockd.blockstorage.contract import Status, TenantId
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import StorageContext
 from bockd.blockstorage.servers import Servers
-from bockd.blockstorage.trashrecords import TrashLedger, in_trash
+from bockd.blockstorage.trashrecords import TrashLedger
 from bockd.config import Settings
 from bockd.control import (
     DaemonInfo,
@@ -33,7 +33,7 @@ from bockd.control import (
 )
 from bockd.daemon.backend import Backend, BackupControl, ScrubControl
 from bockd.daemon.capacity import Capacity
-from bockd.daemon.walking import walk
+from bockd.daemon.walking import count_nodes, walk
 from bockd.errors import DamagedError, InUseError, NotFoundError
 from bockd.model import (
     DeviceProfile,
@@ -50,7 +50,7 @@ from bockd.nbd.server.exports import ExportKey
 from bockd.nbd.server.fastlane import lane
 from bockd.nbd.server.nbd_server import NbdServer
 from bockd.pool.gateways import Gateway
-from bockd.pool.nodes import SNAPSHOTS, VOLUMES, Nodes
+from bockd.pool.nodes import Nodes
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.pool.reports import CheckReport, FamilyUsage, ScrubStatus, Space, SpacePage
 from bockd.pool.unsupported import no_backup, no_scrub, no_usage
@@ -91,9 +91,7 @@ class PoolControl:
         self._mount = mount
 
     async def info(self) -> DaemonInfo:
-        with self._pool.nodes() as nodes:
-            volumes = nodes.txn.count(VOLUMES) - in_trash(nodes.txn, NodeKind.VOLUME)
-            snapshots = nodes.txn.count(SNAPSHOTS) - in_trash(nodes.txn, NodeKind.SNAPSHOT)
+        counts = await count_nodes(self._pool)
         return DaemonInfo(
             version=bockd.__version__,
             data_dir=self._data_dir,
@@ -103,8 +101,8 @@ class PoolControl:
             api_tls=self._api_tls,
             daemon=self._context.daemon,
             mount=self._mount,
-            volumes=volumes,
-            snapshots=snapshots,
+            volumes=counts.volumes,
+            snapshots=counts.snapshots,
             fast_lane=lane(os.environ),
             new_data=self._backend.new_data(),
             waiting=self._waiting(),

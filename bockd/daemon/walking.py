@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
-from bockd.pool.nodes import Nodes
+from bockd.blockstorage.trashrecords import TRASH, trash_keys
+from bockd.model import NodeKind
+from bockd.pool.nodes import SNAPSHOTS, VOLUMES, Nodes
 from bockd.pool.pool import Pool
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.runtime.pace import Pace
@@ -19,8 +21,40 @@ from bockd.runtime.pace import Pace
 PAGE = 20
 """Records that are looked at in one go: half a millisecond."""
 
+KEY_PAGE = 250
+"""Keys that are counted in one go: half a millisecond."""
+
 R = TypeVar("R", VolumeRecord, SnapshotRecord)
 T = TypeVar("T")
+
+
+class NodeCounts(NamedTuple):
+    """How many are in a pool."""
+
+    volumes: int
+    """Those that are not in the trash, and so the snapshots."""
+    snapshots: int
+    trash_volumes: int
+    trash_snapshots: int
+
+
+async def count_nodes(pool: Pool) -> NodeCounts:
+    """Count what is in a pool, and what of it is in the trash. Raises BockdError."""
+    trash_volumes, after, pace = 0, b"", Pace()
+    while True:
+        with pool.nodes() as nodes:
+            keys = list(islice(trash_keys(nodes.txn, NodeKind.VOLUME, after), KEY_PAGE))
+            trash_volumes += len(keys)
+            if len(keys) < KEY_PAGE:
+                trash_snapshots = max(0, nodes.txn.count(TRASH) - trash_volumes)
+                return NodeCounts(
+                    volumes=max(0, nodes.txn.count(VOLUMES) - trash_volumes),
+                    snapshots=max(0, nodes.txn.count(SNAPSHOTS) - trash_snapshots),
+                    trash_volumes=trash_volumes,
+                    trash_snapshots=trash_snapshots,
+                )
+        after = keys[-1]
+        await pace.step()
 
 
 async def walk(

@@ -5,11 +5,16 @@ from __future__ import annotations
 import pytest
 import trio
 
+from bockd.blockstorage.contract import TenantId
+from bockd.blockstorage.records import owned_key
+from bockd.blockstorage.trashrecords import TRASH
 from bockd.daemon import walking
-from bockd.daemon.walking import PAGE, walk
+from bockd.daemon.walking import KEY_PAGE, PAGE, NodeCounts, count_nodes, walk
 from bockd.drivers.memory.pool import MemoryPool
+from bockd.index.keys import id_key
 from bockd.model import MIB, NodeKind, VolumeId
-from bockd.pool.nodes import Nodes
+from bockd.pool.index import Transaction
+from bockd.pool.nodes import SNAPSHOTS, VOLUMES, Nodes
 from bockd.runtime import pace as pace_module
 from bockd.runtime.steps import run_inline
 from tests.nbd.server.serving import in_trio
@@ -66,6 +71,27 @@ async def test_the_loop_turns_where_everything_is_in_the_trash(
         assert turns.count >= PAGES - 1
     assert pages == [*[[]] * PAGES, [last]]
     assert len(seen) == len(pages) + 1
+
+
+@pytest.mark.parametrize("trashed", [0, 1, KEY_PAGE, 3 * KEY_PAGE])
+@in_trio
+async def test_what_is_in_the_trash_is_counted_in_turns(
+    monkeypatch: pytest.MonkeyPatch, trashed: int
+) -> None:
+    pool = MemoryPool()
+    run_inline(pool.create_snapshot(run_inline(pool.create_volume("v", MIB)).id, "s"))
+
+    def fill(txn: Transaction) -> None:
+        for number in range(100, 100 + trashed):
+            txn.put(VOLUMES, id_key(number), b"")
+            txn.put(TRASH, owned_key(NodeKind.VOLUME, TenantId(f"t{number % 7}"), number), b"")
+        txn.put(SNAPSHOTS, id_key(1), b"")
+        txn.put(TRASH, owned_key(NodeKind.SNAPSHOT, TenantId("t1"), 1), b"")
+
+    pool.index.update(fill)
+    async with counting_turns(monkeypatch) as turns:
+        assert await count_nodes(pool) == NodeCounts(1, 1, trashed, 1)
+        assert turns.count >= trashed // KEY_PAGE - 1
 
 
 @in_trio

@@ -58,7 +58,7 @@ class Metrics:
             ready,
             *await self._exports.families(pace),
             *room_metrics(self._health.room),
-            *pool_metrics(self._backend, self._waiting()),
+            *await pool_metrics(self._backend, self._waiting()),
             *await refused_volumes(self._backend.pool),
             *self._further(),
             *self._process.collect(),

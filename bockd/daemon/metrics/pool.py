@@ -8,14 +8,12 @@ import sys
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 import bockd
-from bockd.blockstorage.trashrecords import in_trash
 from bockd.daemon.backend import Backend
-from bockd.daemon.walking import walk
+from bockd.daemon.walking import count_nodes, walk
 from bockd.errors import BockdError
-from bockd.model import NodeKind
 from bockd.nbd.server.fastlane import compiled
 from bockd.pool.figures import Figure
-from bockd.pool.nodes import SNAPSHOTS, VOLUMES, Nodes
+from bockd.pool.nodes import Nodes
 from bockd.pool.pool import Pool
 
 _COUNTER = "_total"
@@ -58,7 +56,7 @@ def room_metrics(room: os.statvfs_result | None) -> list[Metric]:
     return found
 
 
-def pool_metrics(backend: Backend, waiting: tuple[str, ...]) -> list[Metric]:
+async def pool_metrics(backend: Backend, waiting: tuple[str, ...]) -> list[Metric]:
     """Return what is in the pool and what its driver counts; what cannot be read is left out."""
     found: list[Metric] = [
         GaugeMetricFamily(
@@ -68,17 +66,17 @@ def pool_metrics(backend: Backend, waiting: tuple[str, ...]) -> list[Metric]:
         )
     ]
     try:
-        with backend.pool.nodes() as nodes:
-            volumes = nodes.txn.count(VOLUMES) - in_trash(nodes.txn, NodeKind.VOLUME)
-            snapshots = nodes.txn.count(SNAPSHOTS) - in_trash(nodes.txn, NodeKind.SNAPSHOT)
+        counts = await count_nodes(backend.pool)
         figures = backend.figures()
     except BockdError:
         return found
     return [
         *found,
-        GaugeMetricFamily("bockd_pool_volumes", "Volumes in the pool.", volumes),
+        GaugeMetricFamily("bockd_pool_volumes", "Volumes in the pool.", counts.volumes),
         GaugeMetricFamily(
-            "bockd_pool_snapshots", "Snapshots in the pool, with those that images are.", snapshots
+            "bockd_pool_snapshots",
+            "Snapshots in the pool, with those that images are.",
+            counts.snapshots,
         ),
         *map(figure_metric, figures),
     ]
