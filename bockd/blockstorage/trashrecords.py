@@ -10,7 +10,7 @@ has no record there; a tenant's `used` has those that are `counted`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from heapq import merge
 from typing import NamedTuple
@@ -198,7 +198,7 @@ def trash_keys(txn: Transaction, kind: NodeKind, after: bytes = b"") -> Iterator
     return txn.keys(TRASH, after + b"\0" if after else first, first + LAST)
 
 
-def counted(records: Sequence[TrashRecord]) -> TrashCount:
+def counted(records: Collection[TrashRecord]) -> TrashCount:
     """Sum up what is in the trash."""
     volumes = [record.volume for record in records if record.volume is not None]
     return TrashCount(

@@ -9,7 +9,7 @@ others fail.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection
 
 import trio
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -39,58 +39,87 @@ class TrashKeeper:
         self._trash = Trash(context)
         self._runner = runner
         self._told: str | None = None
+        self.full = False
+        """The pool was nearly full at the last look."""
         self.kept: TrashCount = NOTHING_IN_TRASH
         """As of the last look."""
 
     async def run(self) -> None:
         """Look at intervals, until cancelled."""
         while self._context.pool.features.trash:
-            full = False
             try:
-                full = await self.look()
+                await self.look()
                 self._told = None
             except BockdError as error:
                 if self._told != str(error):
                     log.warning("the trash is not looked after: %s", error)
                 self._told = str(error)
-            await trio.sleep(FULL_LOOK_SECONDS if full else LOOK_SECONDS)
+            await trio.sleep(FULL_LOOK_SECONDS if self.full else LOOK_SECONDS)
 
     async def look(self) -> bool:
         """Delete what is due, and the oldest if the pool is nearly full; return whether it is.
         Raises BockdError; what was deleted stays so, and one that cannot be deleted does not keep
         others from it."""
         records = await trio.to_thread.run_sync(self._trash.by_age)
-        now = self._context.pool.clock()
-        left = []
-        trouble: BockdError | None = None
-        for record in records:
-            if record.expires_at > now:
-                left.append(record)
-                continue
-            try:
-                await self._delete(record, "its time in the trash is over")
-            except MAY_PASS:
-                raise  # so it is with the others
-            except BockdError as error:
-                trouble = error
+        kept = {record.key: record for record in records}
+        self.full = False
+        try:
+            trouble = await self._expire(kept)
+            self.full = await self._is_full(kept.values())
+            if self.full and not await trio.to_thread.run_sync(self._context.pool.owes_space):
+                trouble = await self._make_room(kept) or trouble
+        finally:
+            self.kept = counted(kept.values())
         if trouble is not None:
             raise trouble
-        full = await self._is_full(left)
-        if full and not await trio.to_thread.run_sync(self._context.pool.owes_space):
-            oldest = left.pop(0)
-            early = "the pool is nearly full (trash.full_percent)"
-            await self._delete(oldest, early, logging.WARNING)
-        self.kept = counted(left)
-        return full
+        return self.full
 
-    async def _is_full(self, records: Sequence[TrashRecord]) -> bool:
+    async def _expire(self, kept: dict[bytes, TrashRecord]) -> BockdError | None:
+        """Delete what is due, also in `kept`; return why one could not be. Raises the errors of
+        what may succeed later."""
+        now = self._context.pool.clock()
+        trouble: BockdError | None = None
+        for record in list(kept.values()):
+            if record.expires_at <= now:
+                failed = await self._try(kept, record, "its time in the trash is over")
+                trouble = failed or trouble
+        return trouble
+
+    async def _make_room(self, kept: dict[bytes, TrashRecord]) -> BockdError | None:
+        """Delete the oldest that can be deleted; see `_expire`."""
+        early = "the pool is nearly full (trash.full_percent)"
+        trouble: BockdError | None = None
+        for record in list(kept.values()):
+            failed = await self._try(kept, record, early, logging.WARNING)
+            if failed is None:
+                break
+            trouble = failed
+        return trouble
+
+    async def _try(
+        self,
+        kept: dict[bytes, TrashRecord],
+        record: TrashRecord,
+        reason: str,
+        level: int = logging.INFO,
+    ) -> BockdError | None:
+        try:
+            await self._delete(record, reason, level)
+        except MAY_PASS:
+            raise  # so it is with the others
+        except BockdError as error:
+            return error
+        del kept[record.key]
+        return None
+
+    async def _is_full(self, records: Collection[TrashRecord]) -> bool:
         full_percent = self._context.trash.full_percent
         if not records or full_percent > 99:
             return False
         room = await trio.to_thread.run_sync(self._context.pool.room)
         return filled_percent(room) >= full_percent
 
-    async def _delete(self, record: TrashRecord, reason: str, level: int = logging.INFO) -> None:
+    async def _delete(self, record: TrashRecord, reason: str, level: int) -> None:
         kind, number, name = record.kind, record.node.id, record.node.display_name
         try:
             await self._runner.run(self._trash.purge(record))

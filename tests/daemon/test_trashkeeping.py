@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,6 @@ from bockd.drivers.local.maintenance.reclaim import Reclaimer
 from bockd.errors import DamagedError, DeviceError
 from bockd.index.keys import id_key
 from bockd.model import VolumeId
-from bockd.pool.index import Transaction
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import run_inline
 from tests.blockstorage.store import Store, running
@@ -53,18 +53,34 @@ def delete_at(store: Store, tenant: TenantId, *hours: float) -> list[int]:
     return found
 
 
-def look(store: Store, at_hour: float, percent: int = 0) -> tuple[bool, TrashKeeper]:
+def look(
+    store: Store, at_hour: float, percent: int = 0, keeper: TrashKeeper | None = None
+) -> tuple[bool, TrashKeeper]:
     """One look at an hour, on a file system that is so full."""
     store.pool.registry.clock = lambda: at_hour * HOUR
     room = os.statvfs_result((4096, 4096, 100, 100 - percent, 100 - percent, 0, 0, 0, 0, 255))
     store.pool.room = lambda: room  # type: ignore[method-assign]
-    keeper = TrashKeeper(store.context, StepRunner())
+    keeper = keeper or TrashKeeper(store.context, StepRunner())
     return trio.run(keeper.look), keeper
 
 
 def reclaim(store: Store) -> None:
     """Return the space of what was deleted, as the daemon does in the background."""
     run_inline(Reclaimer(store.pool.registry).run())
+
+
+@contextmanager
+def damaged_map(store: Store, volume: int) -> Iterator[None]:
+    """A volume's map is missing meanwhile."""
+    with store.pool.index.reading() as txn:
+        key = id_key(Catalogue(txn).volume(VolumeId(volume)).map)
+        kept = txn.get(MAPS, key)
+    assert kept is not None
+    store.pool.index.update(lambda txn: txn.delete(MAPS, key))
+    try:
+        yield
+    finally:
+        store.pool.index.update(lambda txn: txn.put(MAPS, key, kept))
 
 
 def left(store: Store) -> list[int]:
@@ -151,23 +167,29 @@ def test_with_a_hundred_percent_nothing_goes_early(store: Store, tenant: TenantI
 def test_one_that_cannot_be_deleted_does_not_keep_others(store: Store, tenant: TenantId) -> None:
     """Its map is missing: `bockd check` names it."""
     first, _ = delete_at(store, tenant, 1, 2)
-
-    def damage(txn: Transaction) -> bytes:
-        key = id_key(Catalogue(txn).volume(VolumeId(first)).map)
-        kept = txn.get(MAPS, key)
-        assert kept is not None
-        txn.delete(MAPS, key)
-        return kept
-
-    with store.pool.nodes() as nodes:
-        shown = nodes.volume(VolumeId(first)).map
-    kept = store.pool.index.update(damage)
-    with pytest.raises(DamagedError, match=f"map {shown} is missing"):
+    with damaged_map(store, first), pytest.raises(DamagedError, match=r"map \d+ is missing"):
         look(store, 20)
     assert left(store) == [first]
-    store.pool.index.update(lambda txn: txn.put(MAPS, id_key(shown), kept))
     look(store, 20)
     assert left(store) == []
+
+
+def test_one_that_cannot_be_deleted_does_not_keep_a_full_pool_full(
+    store: Store, tenant: TenantId
+) -> None:
+    """Neither one that is due nor the oldest one."""
+    first, _, third = delete_at(store, tenant, 1, 2, 3)
+    with damaged_map(store, first):
+        with pytest.raises(DamagedError, match=r"map \d+ is missing"):
+            look(store, 4, percent=99)
+        assert left(store) == [first, third]
+        reclaim(store)
+        keeper = TrashKeeper(store.context, StepRunner())
+        with pytest.raises(DamagedError, match=r"map \d+ is missing"):
+            look(store, 11.5, percent=99, keeper=keeper)
+        assert left(store) == [first]
+        assert keeper.full
+        assert keeper.kept.volumes == 1
 
 
 def test_what_cannot_be_deleted_now_stays_and_is_tried_again(
