@@ -12,16 +12,18 @@ again inside its transaction: of one that is restored while it expires, one of b
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from bockd.blockstorage import rules
 from bockd.blockstorage.contract import Page, Status, TenantId
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import StorageContext
+from bockd.blockstorage.trashbounds import beyond_quota
 from bockd.blockstorage.trashcontract import TrashedNode
 from bockd.blockstorage.trashrecords import TRASH, TrashLedger, TrashRecord
 from bockd.blockstorage.volumes import naming
-from bockd.errors import InUseError, NotFoundError
+from bockd.errors import BockdError, InUseError, NotFoundError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.pool.index import Transaction
@@ -30,7 +32,9 @@ from bockd.pool.pool import Naming
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.pool.reports import Space
 from bockd.pool.trash import record_of
-from bockd.runtime.steps import Steps
+from bockd.runtime.steps import Steps, blocking
+
+log = logging.getLogger(__name__)
 
 
 class Trash:
@@ -105,6 +109,37 @@ class Trash:
         except NotFoundError:
             raise rules.not_found(kind, node) from None
         self._context.exports.forget(kind, node)
+        await self._drop_beyond_quota(tenant, kind, node)
+
+    async def _drop_beyond_quota(self, tenant: TenantId, kind: NodeKind, latest: int) -> None:
+        """Delete the oldest of a tenant's for good that are more than one quota. Raises nothing:
+        what was asked for is done."""
+
+        def find() -> list[TrashRecord]:
+            with self._pool.index.reading() as txn:
+                quota = self._context.quota_of(Ledger(txn).tenant(tenant))
+                return beyond_quota(TrashLedger(txn).of_kind(kind, tenant), quota, latest)
+
+        try:
+            beyond = await blocking(find)
+        except BockdError as error:
+            log.warning("the trash of tenant %s was not held to its quota: %s", tenant, error)
+            return
+        for record in beyond:
+            try:
+                await self.purge(record)
+            except NotFoundError:
+                continue  # somebody has restored it, or was faster
+            except BockdError as error:
+                log.warning("%s %s stays in the trash: %s", kind, record.node.id, error)
+                continue
+            log.info(
+                "%s %s (%s) is deleted for good: tenant %s has more in the trash than its quota",
+                kind,
+                record.node.id,
+                record.node.display_name,
+                tenant,
+            )
 
     async def restore(self, tenant: TenantId, node: int) -> TrashedNode:
         """Restore one of a tenant's, and return what it was."""

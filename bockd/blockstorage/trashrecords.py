@@ -117,10 +117,11 @@ class TrashLedger:
         turn. Raises DamagedError."""
         if not in_id_range(after + 1):
             return iter(())
-        kinds = (self._of_kind(kind, tenant, after) for kind in NodeKind)
+        kinds = (self.of_kind(kind, tenant, after) for kind in NodeKind)
         return merge(*kinds, key=lambda record: record.node.id)
 
-    def _of_kind(self, kind: NodeKind, tenant: TenantId, after: int) -> Iterator[TrashRecord]:
+    def of_kind(self, kind: NodeKind, tenant: TenantId, after: int = 0) -> Iterator[TrashRecord]:
+        """Yield a tenant's volumes or snapshots, as `of_tenant`. Raises DamagedError."""
         first = owned_key(kind, tenant, after + 1)
         for _, payload in self.txn.scan(TRASH, first, first[:-8] + b"\xff" * 9):
             yield decode(TrashRecord, payload)

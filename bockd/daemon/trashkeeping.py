@@ -1,9 +1,9 @@
 """The trash, looked after while the daemon runs: what is due is deleted for good, one by one.
 
-If the pool is nearly full, the oldest goes early, one at each look, and the next one not before
-reclaim has returned the space of all that was deleted: while it cannot, because a backup is made,
-to delete more would help nobody. Without that, what users have deleted would make the writes of
-others fail.
+If the pool is nearly full, the oldest of the tenant that has most there goes early, one at each
+look, and the next one not before reclaim has returned the space of all that was deleted: while it
+cannot, because a backup is made, to delete more would help nobody. Without that, what users have
+deleted would make the writes of others fail.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from bockd.blockstorage.running import StorageContext
 from bockd.blockstorage.trash import Trash
+from bockd.blockstorage.trashbounds import by_need
 from bockd.blockstorage.trashrecords import NOTHING_IN_TRASH, TrashCount, TrashRecord, counted
 from bockd.daemon.capacity import filled_percent
 from bockd.daemon.retrying import MAY_PASS
@@ -86,10 +87,10 @@ class TrashKeeper:
         return trouble
 
     async def _make_room(self, kept: dict[bytes, TrashRecord]) -> BockdError | None:
-        """Delete the oldest that can be deleted; see `_expire`."""
+        """Delete the first that can be deleted, in the order of `by_need`; see `_expire`."""
         early = "the pool is nearly full (trash.full_percent)"
         trouble: BockdError | None = None
-        for record in list(kept.values()):
+        for record in by_need(kept.values()):
             failed = await self._try(kept, record, early, logging.WARNING)
             if failed is None:
                 break

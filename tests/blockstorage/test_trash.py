@@ -165,6 +165,59 @@ def test_what_is_not_counted_needs_room_in_the_quota_again(store: Store) -> None
     store.assert_sound()
 
 
+def test_one_tenant_has_one_quota_in_the_trash(store: Store, tenant: TenantId) -> None:
+    """Its own oldest goes beyond that, and nobody else's."""
+    others = store.volume(tenant, 9)
+    delete(store, tenant, others)
+    small = store.tenant("small", Quota(volumes=3, gigabytes=4, snapshots=2))
+    deleted = []
+
+    def delete_new(size_gib: int) -> None:
+        volume = store.volume(small, size_gib)
+        delete(store, small, volume)
+        deleted.append(volume.id)
+
+    for _ in range(4):
+        delete_new(1)
+    assert listed(store, small) == deleted[1:]
+    delete_new(2)
+    assert listed(store, small) == deleted[2:]
+    delete_new(3)
+    assert listed(store, small) == deleted[5:]
+    store.accounts.set_quota("small", lambda _: Quota(volumes=1, gigabytes=5, snapshots=2))
+    origin = store.volume(small, 5)
+    snapshots = [store.snapshot(small, origin) for _ in range(2)]
+    for one in snapshots:
+        store.run(lambda s, one=one: s.delete_snapshot(small, one.id))  # type: ignore[misc]
+    snapshots += [store.snapshot(small, origin)]
+    store.run(lambda s: s.delete_snapshot(small, snapshots[-1].id))
+    assert listed(store, small) == [deleted[-1], *(one.id for one in snapshots[1:])]
+    delete(store, small, origin)
+    assert listed(store, small) == [origin.id, *(one.id for one in snapshots[1:])]
+    assert listed(store, tenant) == [others.id]
+    store.assert_sound()
+
+
+def test_what_was_deleted_last_stays_whatever_the_quota_is_now(store: Store) -> None:
+    """Also with a clock that was set back."""
+    tenant = store.tenant("small", Quota(volumes=2, gigabytes=4, snapshots=2))
+    first, second = store.volume(tenant, 2), store.volume(tenant, 2)
+    store.accounts.set_quota("small", lambda _: Quota(volumes=0, gigabytes=0, snapshots=0))
+    delete(store, tenant, first)
+    assert listed(store, tenant) == [first.id]
+    store.pool.registry.clock = lambda: 0.0
+    delete(store, tenant, second)
+    assert listed(store, tenant) == [second.id]
+
+
+def test_without_limits_in_the_quota_all_stay(store: Store) -> None:
+    tenant = store.tenant("free", Quota(volumes=-1, gigabytes=-1, snapshots=-1))
+    volumes = [store.volume(tenant) for _ in range(3)]
+    for volume in volumes:
+        delete(store, tenant, volume)
+    assert listed(store, tenant) == [volume.id for volume in volumes]
+
+
 @pytest.mark.parametrize("store", [COUNTED], indirect=True)
 def test_what_is_counted_always_comes_back(store: Store) -> None:
     tenant = store.tenant("small", Quota(volumes=1, gigabytes=2, snapshots=1))

@@ -119,6 +119,22 @@ def test_of_a_pool_that_is_nearly_full_the_oldest_goes_at_each_look(
     store.assert_sound()
 
 
+def test_who_has_most_in_the_trash_gives_first(store: Store, tenant: TenantId) -> None:
+    """Who creates and deletes again and again does not have others' trash deleted."""
+    (victim,) = delete_at(store, tenant, 1)
+    flooding = store.tenant("flooding")
+    first, second = delete_at(store, flooding, 2, 3)
+    look(store, 4, percent=99)
+    assert left(store) == [victim, second]
+    large = store.run(lambda s: s.create_volume(flooding, NewVolume(2)))
+    store.run(lambda s: s.trash.delete(flooding, second))
+    store.run(lambda s: s.delete_volume(flooding, large.id))
+    reclaim(store)
+    look(store, 5, percent=99)
+    assert left(store) == [victim]
+    assert first not in left(store)
+
+
 def test_nothing_goes_early_while_no_space_can_return(store: Store, tenant: TenantId) -> None:
     """A backup has the lock until it ends; and what was deleted waits for reclaim after that."""
     first, second, third = delete_at(store, tenant, 1, 2, 3)
