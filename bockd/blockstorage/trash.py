@@ -13,7 +13,7 @@ again inside its transaction: of one that is restored while it expires, one of b
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from bockd.blockstorage import rules
 from bockd.blockstorage.contract import Page, Status, TenantId
@@ -51,9 +51,8 @@ class Trash:
         """List what a tenant has in the trash."""
         rules.check_page(page)
         with self._pool.index.reading() as txn:
-            nodes = Nodes(txn)
             records = TrashLedger(txn).of_tenant(tenant, page.marker or 0)
-            return rules.cut_page((_seen(nodes, record) for record in records), page)
+            return rules.cut_page(_all_seen(Nodes(txn), records), page)
 
     def show(self, tenant: TenantId, node: int) -> TrashedNode:
         """Return one of a tenant's."""
@@ -175,10 +174,13 @@ class Trash:
 
     async def empty(self, tenant: TenantId) -> int:
         """Delete all that a tenant has in the trash for good; return how many."""
-        with self._pool.index.reading() as txn:
-            records = list(TrashLedger(txn).of_tenant(tenant))
+
+        def find() -> list[TrashRecord]:
+            with self._pool.index.reading() as txn:
+                return list(TrashLedger(txn).of_tenant(tenant))
+
         deleted = 0
-        for record in records:
+        for record in await blocking(find):
             try:
                 await self.purge(record)
             except NotFoundError:
@@ -189,8 +191,8 @@ class Trash:
     # -- what the daemon does by itself --------------------------------------------------------
 
     def by_age(self) -> Sequence[TrashRecord]:
-        """Return the records of all tenants', that which was deleted first before the others.
-        Blocks. Raises DamagedError."""
+        """Return the records of all tenants', that which was deleted first before the others; those
+        that are damaged are logged and left out. Blocks."""
         with self._pool.index.reading() as txn:
             if not txn.count(TRASH):
                 return ()
@@ -224,6 +226,15 @@ def _as_before(record: TrashRecord) -> Naming:
         return otherwise(nodes, node)
 
     return choose
+
+
+def _all_seen(nodes: Nodes, records: Iterable[TrashRecord]) -> Iterator[TrashedNode]:
+    """Yield what tenants see of records, but of those without a sound node in the pool."""
+    for record in records:
+        try:
+            yield _seen(nodes, record)
+        except BockdError as error:
+            log.error("%s %s in the trash: %s", record.kind, record.node.id, error)  # noqa: TRY400
 
 
 def _seen(nodes: Nodes, record: TrashRecord) -> TrashedNode:

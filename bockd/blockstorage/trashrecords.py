@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from heapq import merge
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ from bockd.errors import NotFoundError
 from bockd.index.tables import Table
 from bockd.model import GIB, NodeKind
 from bockd.pool.index import Transaction
+from bockd.pool.nodes import sound_records
 
 TRASH = Table(b"trash")
 
@@ -54,6 +56,11 @@ class TrashRecord:
     """The tenant's quota has it still."""
     volume: Volume | None = None
     snapshot: Snapshot | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a record of both or none, as one that is stored may be. Raises ValueError."""
+        if (self.volume is None) == (self.snapshot is None):
+            raise ValueError("it is of one volume or of one snapshot")
 
     @property
     def kind(self) -> NodeKind:
@@ -108,23 +115,24 @@ class TrashLedger:
             yield decode(TrashRecord, payload)
 
     def sound_records(self) -> Iterator[TrashRecord]:
-        """Yield the records that are not damaged, for who must not stop at a damaged one."""
-        for _, payload in self.txn.sound(TRASH):
-            yield decode(TrashRecord, payload)
+        """Yield the records but those that are damaged, which are logged."""
+        return self._sound()
 
     def of_tenant(self, tenant: TenantId, after: int = 0) -> Iterator[TrashRecord]:
-        """Yield a tenant's records of ids greater than `after`, by id; each is read when it is its
-        turn. Raises DamagedError."""
+        """Yield a tenant's records of ids greater than `after`, by id, but those that are damaged,
+        which are logged. Each is read when it is its turn."""
         if not in_id_range(after + 1):
             return iter(())
         kinds = (self.of_kind(kind, tenant, after) for kind in NodeKind)
         return merge(*kinds, key=lambda record: record.node.id)
 
     def of_kind(self, kind: NodeKind, tenant: TenantId, after: int = 0) -> Iterator[TrashRecord]:
-        """Yield a tenant's volumes or snapshots, as `of_tenant`. Raises DamagedError."""
+        """Yield a tenant's volumes or snapshots, as `of_tenant`."""
         first = owned_key(kind, tenant, after + 1)
-        for _, payload in self.txn.scan(TRASH, first, first[:-8] + b"\xff" * 9):
-            yield decode(TrashRecord, payload)
+        return self._sound(first, first[:-8] + b"\xff" * 9)
+
+    def _sound(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[TrashRecord]:
+        return sound_records(self.txn, TRASH, partial(decode, TrashRecord), start, stop)
 
     def count_of_tenant(self, tenant: TenantId) -> int:
         """Count a tenant's records, without reading them."""

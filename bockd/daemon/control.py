@@ -280,7 +280,7 @@ class PoolControl:
         """Which volumes were made of which others. Decodes all records."""
         with self._pool.index.reading() as txn:
             found = [owned.volume for owned in Ledger(txn).sound_volumes()]
-            kept = TrashLedger(txn).records()
+            kept = TrashLedger(txn).sound_records()
             found += [record.volume for record in kept if record.volume is not None]
         return {one.id: one.source_volume for one in found if one.source_volume is not None}
 

@@ -250,7 +250,7 @@ def _refuse_with_belongings(ledger: Ledger, record: TenantRecord) -> None:
     if kept := TrashLedger(ledger.txn).count_of_tenant(tenant.id):
         raise InUseError(
             f"tenant {tenant.name!r} has {kept} in the trash; empty it first, with 'bock trash "
-            "empty' as one of its users"
+            "empty' as one of its users ('bockd check' names what cannot be read there)"
         )
     servers = [server.name for server in ledger.servers() if server.tenant == tenant.id]
     if servers:

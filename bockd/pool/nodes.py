@@ -49,10 +49,17 @@ def decode_record(kind: type[R], payload: bytes) -> R:
         raise DamagedError(f"a stored {kind.__name__} is malformed: {error}") from error
 
 
-def sound_records(txn: Transaction, table: Table, decode: Callable[[bytes], R]) -> Iterator[R]:
-    """Yield the records of a table but those that are damaged, or that `decode` refuses with
-    DamagedError, which are logged: for callers that must not stop at one."""
-    for key, payload in txn.sound(table):
+def sound_records(
+    txn: Transaction,
+    table: Table,
+    decode: Callable[[bytes], R],
+    start: bytes = b"",
+    stop: bytes | None = None,
+) -> Iterator[R]:
+    """Yield the records of a table, or of its keys start <= key < stop, but those that are damaged,
+    or that `decode` refuses with DamagedError, which are logged: for callers that must not stop at
+    one."""
+    for key, payload in txn.sound(table, start, stop):
         try:
             record = decode(payload)
         except DamagedError as error:

@@ -12,15 +12,18 @@ import pytest
 import trio
 
 from bockd.blockstorage.contract import NewSnapshot, NewVolume, TenantId
+from bockd.blockstorage.records import owned_key
+from bockd.blockstorage.recount import find_problems
 from bockd.blockstorage.trash import Trash
 from bockd.blockstorage.trashcontract import TrashRules
+from bockd.blockstorage.trashrecords import TRASH
 from bockd.daemon.trashkeeping import TrashKeeper
 from bockd.drivers.local.format.catalogue import MAPS, Catalogue
 from bockd.drivers.local.format.queue import dead_maps
 from bockd.drivers.local.maintenance.reclaim import Reclaimer
-from bockd.errors import DamagedError, DeviceError
+from bockd.errors import DamagedError, DeviceError, InUseError
 from bockd.index.keys import id_key
-from bockd.model import VolumeId
+from bockd.model import NodeKind, VolumeId
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import run_inline
 from tests.blockstorage.store import Store, running
@@ -206,6 +209,33 @@ def test_one_that_cannot_be_deleted_does_not_keep_a_full_pool_full(
         assert left(store) == [first]
         assert keeper.full
         assert keeper.kept.volumes == 1
+
+
+@pytest.mark.parametrize(
+    "malformed",
+    [b'{"tenant":1}', b'{"tenant":"acme","deleted_at":1.0,"expires_at":2.0,"counted":false}'],
+)
+def test_a_malformed_record_does_not_keep_others(
+    store: Store, tenant: TenantId, malformed: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, _ = delete_at(store, tenant, 1, 2)
+    key = owned_key(NodeKind.VOLUME, tenant, first)
+    with store.pool.index.reading() as txn:
+        sound = txn.get(TRASH, key)
+    assert sound is not None
+    store.pool.index.update(lambda txn: txn.put(TRASH, key, malformed))
+    with store.pool.index.reading() as txn:
+        assert "a stored TrashRecord is malformed" in find_problems(txn)[0]
+    assert [one.id for one in store.run(lambda s: s.trash.list(tenant))] == [first + 1]
+    with pytest.raises(InUseError, match="has 2 in the trash"):
+        store.accounts.delete_tenant("acme")
+    look(store, 20)
+    assert "a stored TrashRecord is malformed" in caplog.text
+    assert left(store) == []
+    delete_at(store, tenant, 20)
+    assert store.run(lambda s: s.trash.empty(tenant)) == 1
+    store.pool.index.update(lambda txn: txn.put(TRASH, key, sound))
+    assert left(store) == [first]
 
 
 def test_what_cannot_be_deleted_now_stays_and_is_tried_again(
