@@ -360,6 +360,8 @@ class FrozenPool:
     id: str
     snapshots: dict[VolumeId, SnapshotId]
     """Taken of each volume, to be forgotten when the backup ends."""
+    left_out: dict[VolumeId, str] = field(default_factory=dict)
+    """Volumes in the trash that could not be frozen, and why."""
 
 
 class ServerControl(Protocol):

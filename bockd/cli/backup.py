@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +15,9 @@ from bockd.cli.convert import drawn
 from bockd.cli.incluster import is_in_cluster
 from bockd.cli.output import json_option, print_json, say
 from bockd.cli.sizes import format_size
+from bockd.control import FrozenPool
 from bockd.errors import DamagedError, InUseError, PoolFormatError, UnavailableError
-from bockd.model import PoolDriver, SnapshotId, VolumeId
+from bockd.model import PoolDriver
 from bockd.pool.unsupported import no_backup
 
 if TYPE_CHECKING:
@@ -44,6 +45,11 @@ def backup(pool: Path, target: Path, as_json: bool) -> None:
     if as_json:
         print_json(report)
         return
+    for name in report.left_out:
+        say(
+            f"warning: {name}, in the trash, had failed, and what it held is not in the backup: "
+            "'bock trash restore' and 'bock volume reopen' make it whole for the next one"
+        )
     say(
         f"{target}: complete and clean; {report.copied_files} of {report.files} layer files had "
         f"changed, {format_size(report.written_bytes)} written, {report.shared_files} files shared"
@@ -87,9 +93,7 @@ def _online(path: Path, target: Path, show: Show, in_use: InUseError) -> BackupR
             frozen = client.begin_backup()
             pool = Registry.join(path, Background().spawn)
             try:
-                return _make(
-                    pool.store, target, frozen.snapshots, show, lambda: client.end_backup(frozen.id)
-                )
+                return _make(pool.store, target, frozen, show, lambda: client.end_backup(frozen.id))
             finally:
                 pool.release()
     except UnavailableError as silence:
@@ -101,7 +105,7 @@ def _online(path: Path, target: Path, show: Show, in_use: InUseError) -> BackupR
 def _make(
     store: StoreAccess,
     target: Path,
-    frozen: Mapping[VolumeId, SnapshotId] | None,
+    frozen: FrozenPool | None,
     show: Show,
     was_kept: Callable[[], None],
 ) -> BackupReport:
@@ -110,7 +114,10 @@ def _make(
 
     made = Backup(store, target, show)
     try:
-        made.begin(frozen)
+        if frozen is None:
+            made.begin(None)
+        else:
+            made.begin(frozen.snapshots, frozen.left_out)
         made.copy()
         was_kept()
         report = made.complete()

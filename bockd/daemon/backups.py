@@ -18,13 +18,15 @@ from bockd.drivers.local.format.locks import is_held
 from bockd.drivers.local.registry import Registry
 from bockd.errors import (
     BockdError,
+    DamagedError,
     InUseError,
     InvalidRequestError,
     NotFoundError,
     UnavailableError,
+    VolumeFailedError,
 )
-from bockd.model import SnapshotId, VolumeId
 from bockd.pool.pool import Pool
+from bockd.pool.records import name_of
 from bockd.runtime.steprunner import StepRunner
 
 log = logging.getLogger(__name__)
@@ -59,7 +61,7 @@ class Backups:
             await self._runner.run(self._registry.maintenance_lock.acquire())
             try:
                 await self._sweep()
-                snapshots = await self._freeze()
+                frozen = await self._freeze()
                 self._refuse_at_the_end()
             except BockdError:
                 self._registry.maintenance_lock.release()
@@ -70,7 +72,7 @@ class Backups:
             except BaseException:
                 self._registry.maintenance_lock.release()
                 raise
-            self._running = FrozenPool(secrets.token_hex(16), snapshots)
+            self._running = frozen
             self._begun.set()
             return self._running
 
@@ -105,21 +107,31 @@ class Backups:
         self._registry.maintenance_lock.release()
         await self._sweep()
 
-    async def _freeze(self) -> dict[VolumeId, SnapshotId]:
+    async def _freeze(self) -> FrozenPool:
+        """Take a snapshot of each volume. One in the trash that cannot be opened is left out:
+        nobody could reopen it, and so it would keep the pool from being backed up at all."""
         with self._pool.nodes() as nodes:
             filling = {found.volume for found in Ledger(nodes.txn).imports()}
-            volumes = [v.id for v in nodes.volumes() if v.id not in filling]
-        snapshots: dict[VolumeId, SnapshotId] = {}
+            volumes = [v for v in nodes.volumes() if v.id not in filling]
+        frozen = FrozenPool(secrets.token_hex(16), {})
         for volume in volumes:
             self._refuse_at_the_end()
             try:
                 taken = await self._runner.run(
-                    self._pool.create_snapshot(volume, f"{PREFIX}{volume}")
+                    self._pool.create_snapshot(volume.id, f"{PREFIX}{volume.id}")
                 )
             except NotFoundError:
                 continue  # deleted meanwhile
-            snapshots[volume] = taken.id
-        return snapshots
+            except (VolumeFailedError, DamagedError) as error:
+                if volume.trashed is None:
+                    raise
+                log.warning(
+                    "%s, in the trash, is left out of the backup: %s", name_of(volume), error
+                )
+                frozen.left_out[volume.id] = str(error)
+                continue
+            frozen.snapshots[volume.id] = taken.id
+        return frozen
 
     def _refuse_at_the_end(self) -> None:
         if self._over:

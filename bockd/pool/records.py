@@ -55,3 +55,8 @@ class SnapshotRecord:
     """As the volume's."""
     trashed: Trashed | None = None
     """As the volume's."""
+
+
+def name_of(record: VolumeRecord | SnapshotRecord) -> str:
+    """Return what users call it: for one in the trash, the name that it had."""
+    return record.name if record.trashed is None else record.trashed.name

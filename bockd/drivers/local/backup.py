@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -32,7 +33,7 @@ from bockd.directories import make_durable, make_private, sync_directory
 from bockd.drivers.local.access import StoreAccess
 from bockd.drivers.local.format import cells
 from bockd.drivers.local.format.blockmap import own_leaves
-from bockd.drivers.local.format.catalogue import Catalogue
+from bockd.drivers.local.format.catalogue import Catalogue, LocalVolumeRecord
 from bockd.drivers.local.format.fileranges import punch_range
 from bockd.drivers.local.format.forgetting import forget_layer, forget_node
 from bockd.drivers.local.format.layer import segment_sizes
@@ -45,6 +46,7 @@ from bockd.index.index import LmdbIndex
 from bockd.index.mapsize import read_map_size, write_map_size
 from bockd.model import MIB, LayerId, SnapshotId, VolumeId
 from bockd.pool.index import Transaction
+from bockd.pool.records import name_of
 
 STAMPS = "backup.json"
 CREDENTIALS_FILE = "credentials.json"
@@ -61,6 +63,8 @@ _FICLONE = 0x40049409
 
 Stamp = tuple[int, int, int]
 """Inode, size and time of change (ns)."""
+
+NOTHING_LEFT_OUT: Mapping[VolumeId, str] = MappingProxyType({})
 
 Show = Callable[[int, int], None]
 """Told how many bytes of how many are done."""
@@ -85,6 +89,8 @@ class BackupReport:
     written_bytes: int
     shared_files: int
     """Of those that were read, the ones that the file system shares with the pool (reflinks)."""
+    left_out: tuple[str, ...] = ()
+    """Names of the volumes in the trash that had failed: what they held is not in the backup."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +110,18 @@ class Backup:
         self._target = Layout(target)
         self._show = show
         self._done = self._total = self._written = self._copied = self._shared = 0
+        self._left_out: tuple[str, ...] = ()
         self._lock: FileLock | None = None
 
-    def begin(self, frozen: Mapping[VolumeId, SnapshotId] | None) -> None:
+    def begin(
+        self,
+        frozen: Mapping[VolumeId, SnapshotId] | None,
+        left_out: Mapping[VolumeId, str] = NOTHING_LEFT_OUT,
+    ) -> None:
         """Take over the target, and copy the index. `frozen` has the snapshots that were taken of
-        volumes for this backup; None for a pool whose volumes are all closed.
+        volumes for this backup; None for a pool whose volumes are all closed. `left_out` has
+        volumes in the trash of which none could be taken, and why: they show there what their last
+        snapshot or their origin shows, and have failed.
 
         Raises ConflictError, InvalidRequestError (the target), InUseError, NoSpaceError.
         """
@@ -123,7 +136,7 @@ class Backup:
                 self._target.pool_lock, shared=False, held_message=f"the backup {root} is in use"
             )
             self._stamps = self._read_stamps()
-            self._wanted = self._copy_index(frozen)
+            self._wanted = self._copy_index(frozen, left_out)
             unlink_if_present(self._target.index_data)
             unlink_if_present(self._target.index / "lock.mdb")
             sync_directory(self._target.index)
@@ -156,7 +169,13 @@ class Backup:
             self._write_stamps()
         except OSError as error:
             raise from_os_error(error, f"writing the backup {self._target.root}") from error
-        return BackupReport(len(self._stamps.files), self._copied, self._written, self._shared)
+        return BackupReport(
+            files=len(self._stamps.files),
+            copied_files=self._copied,
+            written_bytes=self._written,
+            shared_files=self._shared,
+            left_out=self._left_out,
+        )
 
     def end(self) -> None:
         """Give the target's lock back."""
@@ -205,7 +224,9 @@ class Backup:
 
     # -- the index ---------------------------------------------------------------------------
 
-    def _copy_index(self, frozen: Mapping[VolumeId, SnapshotId] | None) -> list[_Wanted]:
+    def _copy_index(
+        self, frozen: Mapping[VolumeId, SnapshotId] | None, left_out: Mapping[VolumeId, str]
+    ) -> list[_Wanted]:
         """Copy the index next to its final place. Return the layers that it names."""
         directory = self._target.unfinished_index
         shutil.rmtree(directory, ignore_errors=True)
@@ -217,18 +238,22 @@ class Backup:
         self._store.index.copy_to(directory / "data.mdb")
         index = LmdbIndex.open(directory, Ballast(self._target.ballast).release)
         try:
-            if frozen is not None:
+            if frozen is None:
+                left_out = index.update(_leave_out_trashed)
+            else:
                 snapshots = dict(frozen)
-                index.update(lambda txn: _show_frozen(txn, snapshots))
+                index.update(lambda txn: _show_frozen(txn, snapshots, left_out))
             with index.reading() as txn:
                 catalogue = Catalogue(txn)
-                left_open = [v.name for v in catalogue.volumes() if v.opened]
+                left_open = [name_of(v) for v in catalogue.volumes() if v.opened]
                 if left_open:
                     raise DamagedError(
                         f"volumes cannot be recovered: {', '.join(left_open)}; 'bockd check' says "
                         "why"
                     )
-                heads = {v.head for v in catalogue.volumes()} if frozen is not None else set()
+                volumes = list(catalogue.volumes())
+                heads = {v.head for v in volumes if frozen is not None or v.id in left_out}
+                self._left_out = tuple(name_of(v) for v in volumes if v.id in left_out)
                 wanted = [_Wanted(x.id, x.file_bytes, x.id in heads) for x in catalogue.layers()]
         finally:
             index.close()
@@ -321,25 +346,55 @@ class Backup:
             at = stop
 
 
-def _show_frozen(txn: Transaction, snapshots: Mapping[VolumeId, SnapshotId]) -> None:
-    """Let each volume show what its map's parent shows, as if it had just been opened and closed;
-    and forget the snapshots that were taken for the backup."""
+def _show_frozen(
+    txn: Transaction, snapshots: Mapping[VolumeId, SnapshotId], left_out: Mapping[VolumeId, str]
+) -> None:
+    """Let each volume show what its map's parent shows, and forget the snapshots that were taken
+    for the backup."""
     catalogue = Catalogue(txn)
     for volume in list(catalogue.volumes()):
-        for number in [number for number, _ in own_leaves(txn, volume.map)]:
-            txn.delete(LEAVES, leaf_key(volume.map, number))
-        # Heads that a rotation has replaced. No map but this one can lead to them.
-        for layer in set(catalogue.layers_of(volume.map)) - {volume.head}:
-            forget_layer(txn, layer)
-        head = catalogue.layer(volume.head)
-        if head.packed:
-            catalogue.put_layer(replace(head, cells=0))
-            cells.erase_leaves(txn, head.id, 0, -(-head.size_bytes // LEAF_BYTES))
-        catalogue.put_volume(
-            replace(volume, generation=volume.generation + 1, segment=0, opened=False)
-        )
+        _show_parent(catalogue, volume, left_out.get(volume.id))
     for number in snapshots.values():
         forget_node(txn, catalogue.snapshot(number))
+
+
+def _leave_out_trashed(txn: Transaction) -> dict[VolumeId, str]:
+    """Empty the heads of the volumes in the trash that could not be recovered. Return which, and
+    why: nobody can reopen them there, and they need not keep the others from being copied."""
+    catalogue = Catalogue(txn)
+    left_out: dict[VolumeId, str] = {}
+    for volume in list(catalogue.volumes()):
+        if volume.opened and volume.trashed is not None:
+            left_out[volume.id] = volume.failed or "it could not be recovered"
+            _show_parent(catalogue, volume, left_out[volume.id])
+    return left_out
+
+
+def _show_parent(catalogue: Catalogue, volume: LocalVolumeRecord, left_out: str | None) -> None:
+    """Let a volume show what its map's parent shows, as if it had just been opened and closed. One
+    that was left out, for some reason, has failed as well: nobody is to take that for its data."""
+    txn = catalogue.txn
+    for number in [number for number, _ in own_leaves(txn, volume.map)]:
+        txn.delete(LEAVES, leaf_key(volume.map, number))
+    # Heads that a rotation has replaced. No map but this one can lead to them.
+    for layer in set(catalogue.layers_of(volume.map)) - {volume.head}:
+        forget_layer(txn, layer)
+    head = catalogue.layer(volume.head)
+    if head.packed:
+        catalogue.put_layer(replace(head, cells=0))
+        cells.erase_leaves(txn, head.id, 0, -(-head.size_bytes // LEAF_BYTES))
+    failed = volume.failed
+    if left_out is not None:
+        failed = f"a backup of the pool does not have what it held, for it had failed: {left_out}"
+    catalogue.put_volume(
+        replace(
+            volume,
+            generation=volume.generation + 1,
+            segment=0,
+            opened=False,
+            failed=failed,
+        )
+    )
 
 
 def _share(reader: int, writer: int) -> bool:

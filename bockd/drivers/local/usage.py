@@ -16,7 +16,7 @@ from bockd.drivers.local.registry import Registry
 from bockd.drivers.local.space import Family, Tally, count_family
 from bockd.model import MapId, NodeKind, VolumeId
 from bockd.pool.lineage import NOTHING, Key, Tree, parents
-from bockd.pool.records import SnapshotRecord, VolumeRecord
+from bockd.pool.records import SnapshotRecord, VolumeRecord, name_of
 from bockd.pool.reports import FamilyUsage, NodeUsage
 from bockd.runtime.steps import blocking
 
@@ -65,7 +65,7 @@ def _family_usage(
             NodeUsage(
                 kind=key[0],
                 id=key[1],
-                name=_called(nodes[member]),
+                name=name_of(nodes[member]),
                 size_bytes=nodes[member].size_bytes,
                 made_of=made_of[key] if parent[member] else None,
                 space=tally.space(member),
@@ -75,10 +75,6 @@ def _family_usage(
             for key, member in sorted(shown.items(), key=lambda one: one[0][1])
         ),
     )
-
-
-def _called(record: VolumeRecord | SnapshotRecord) -> str:
-    return record.name if record.trashed is None else record.trashed.name
 
 
 def _key(record: VolumeRecord | SnapshotRecord) -> Key:
