@@ -167,6 +167,9 @@ class Trash:
             TrashLedger(txn).remove(record)
             hit(Failpoint.API_TRASH_FORGOTTEN)
 
+        with self._pool.index.reading() as txn:
+            # One that was restored is not even closed.
+            TrashLedger(txn).refuse_restored(record)
         if record.kind is NodeKind.VOLUME:
             await self._pool.delete_volume(VolumeId(record.node.id), in_transaction)
         else:

@@ -178,12 +178,16 @@ class TrashLedger:
         elif record.snapshot is not None:
             self._ledger.add_snapshot(record.tenant, record.snapshot, allowed)
 
-    def remove(self, record: TrashRecord) -> None:
-        """Remove a record. Raises NotFoundError if it is not here any more: it was restored since
-        it was read, and perhaps deleted again."""
+    def refuse_restored(self, record: TrashRecord) -> None:
+        """Raise NotFoundError if a record is not here any more: it was restored since it was read,
+        and perhaps deleted again."""
         found = self.find(record.tenant, record.node.id)
         if found.deleted_at != record.deleted_at:
             raise NotFoundError(f"{record.kind} {record.node.id} was restored meanwhile")
+
+    def remove(self, record: TrashRecord) -> None:
+        """Remove a record. Raises what `refuse_restored` does."""
+        self.refuse_restored(record)
         tenant = self._ledger.tenant(record.tenant)
         self._use(tenant, record.without(tenant.used))
         self.txn.delete(TRASH, record.key)

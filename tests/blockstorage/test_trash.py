@@ -385,6 +385,19 @@ def test_of_what_is_restored_while_it_expires_one_of_both_happens(
     store.assert_sound()
 
 
+def test_what_was_restored_and_is_open_is_not_closed(store: Store, tenant: TenantId) -> None:
+    volume = store.volume(tenant)
+    trash = Trash(store.context)
+    delete(store, tenant, volume)
+    (due,) = trash.by_age()
+    store.run(lambda s: s.trash.restore(tenant, volume.id))
+    run_inline(store.pool.use(NodeKind.VOLUME, volume.id))
+    store.pool.leave(NodeKind.VOLUME, volume.id)
+    with pytest.raises(NotFoundError):
+        run_inline(trash.purge(due))
+    assert store.pool.is_open(NodeKind.VOLUME, volume.id)
+
+
 def test_the_oldest_are_told_by_when_they_were_deleted(store: Store, tenant: TenantId) -> None:
     volumes = [store.volume(tenant) for _ in range(3)]
     registry = store.pool.registry
