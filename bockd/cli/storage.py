@@ -368,9 +368,9 @@ class StorageClient:
         """Send a GET request, as `post` does. With `patient`, for as long as the answer takes."""
         return decode(self._request("GET", path, patient=patient))
 
-    def delete(self, path: str) -> bytes:
-        """Send a DELETE request, as `post` does, and return the answer as it came."""
-        return self._request("DELETE", path)
+    def delete(self, path: str, *, patient: bool = False) -> bytes:
+        """Send a DELETE request, as `get` does, and return the answer as it came."""
+        return self._request("DELETE", path, patient=patient)
 
     def post(self, path: str, body: Mapping[str, object]) -> Any:
         """Send a POST request and return the decoded answer. `path` is below the tenant's URL."""

@@ -74,8 +74,9 @@ def delete_for_good(client: StorageClient, node: int) -> None:
 
 
 def empty_trash(client: StorageClient) -> int:
-    """Delete all for good; return how many. Raises BockdError."""
-    deleted: int = decode(client.delete(PATH))["deleted"]
+    """Delete all for good, one after the other, however long that takes; return how many. Raises
+    BockdError."""
+    deleted: int = decode(client.delete(PATH, patient=True))["deleted"]
     return deleted
 
 
