@@ -158,7 +158,9 @@ class Terminal:
             stderr=other,
             env={
                 **daemon.environment,
-                **{"TERM": "xterm", "COLUMNS": "200", "LINES": str(rows)},
+                "TERM": "xterm",
+                "COLUMNS": "200",
+                "LINES": str(rows),
                 **more,
             },
             start_new_session=True,
