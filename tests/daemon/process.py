@@ -75,7 +75,7 @@ class Bockd:
         self._metrics_listen = metrics_listen
         self._config = config
         self._launcher = launcher
-        self._is_forked = is_forked and not launcher
+        self._is_forked = is_forked
         self._process: subprocess.Popen[bytes] | forked.Program | None = None
         self._expected: list[str] = []
 
@@ -95,7 +95,7 @@ class Bockd:
         raise AssertionError(f"the daemon did not get ready:\n{self.log.read_text()}")
 
     def _started(self) -> subprocess.Popen[bytes] | forked.Program:
-        if self._is_forked:
+        if self._is_forked and not self._launcher:
             return forked.Program("bockd", ["serve", *self._options], self.environment, self.log)
         with self.log.open("ab") as log:
             return subprocess.Popen(
