@@ -211,7 +211,12 @@ async def test_shutting_out_whose_writes_are_discarded() -> None:
     hanging = Hanging()
     nodes = nodes_of(hanging)
     session: Any = nodes.session
-    seen = SimpleNamespace(image="image", dirty_at="here", dirty_elsewhere=lambda _gateway: False)
+    seen = SimpleNamespace(
+        id=VolumeId(1),
+        image="image",
+        dirty_at=SimpleNamespace(gateway="here", log="log"),
+        dirty_elsewhere=lambda _gateway: False,
+    )
     session.tenures = SimpleNamespace(look=lambda _volume: seen)
     session.taker.open_claim = hanging.call
     operations = CacheOperations(nodes)

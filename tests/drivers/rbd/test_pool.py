@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,8 @@ def test_a_volume_that_cannot_be_shown_is_given_back(
     with monkeypatch.context() as patched:
         nodes = here.rbd.open_nodes
         if where == "record":
-            true, calls = nodes.record, iter([False, True])
+            # For opening, for what is dirty, and for what is shown.
+            true, calls = nodes.record, chain([False, False, True], repeat(False))
             patched.setattr(nodes, "record", lambda one: (fail if next(calls) else true)(one))
         elif where == "device":
             patched.setattr("bockd.drivers.rbd.opennodes.RbdDevice", fail)
