@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -102,13 +102,13 @@ class Nodes:
         volumes."""
         return self._sound(SNAPSHOTS, SnapshotRecord)
 
-    def shown_volumes(self, after: int = 0) -> Iterator[VolumeRecord]:
-        """Yield the volumes that are not in the trash, as `volumes`. Raises DamagedError."""
-        return (record for record in self.volumes(after) if record.trashed is None)
+    def shown_volumes(self) -> Iterator[VolumeRecord]:
+        """Yield the volumes that are not in the trash, by id. Raises DamagedError."""
+        return (record for record in self.volumes() if record.trashed is None)
 
-    def shown_snapshots(self, after: int = 0) -> Iterator[SnapshotRecord]:
-        """Yield the snapshots that are not in the trash, as `snapshots`. Raises DamagedError."""
-        return (record for record in self.snapshots(after) if record.trashed is None)
+    def shown_snapshots(self) -> Iterator[SnapshotRecord]:
+        """Yield the snapshots that are not in the trash, by id. Raises DamagedError."""
+        return (record for record in self.snapshots() if record.trashed is None)
 
     def is_trashed(self, kind: NodeKind, node: int) -> bool:
         """Return whether a volume or snapshot is in the trash. One that does not exist, or whose
@@ -133,32 +133,31 @@ class Nodes:
     def _sound(self, table: Table, kind: type[R]) -> Iterator[R]:
         return sound_records(self.txn, table, partial(decode_record, kind))
 
+    def _set(self, kind: NodeKind, node: int, **changed: object) -> dict[str, Any]:
+        """Change fields of a record, and keep the driver's own. Return what it had. Raises
+        NotFoundError."""
+        fields: dict[str, Any] = msgspec.json.decode(self._payload(kind, node))
+        self.txn.put(_TABLES[kind], id_key(node), msgspec.json.encode(fields | changed))
+        return fields
+
     def fail_volume(self, volume: VolumeId, reason: str) -> None:
         """Record why a volume is refused until an operator reopens it."""
-        fields = msgspec.json.decode(self._payload(NodeKind.VOLUME, volume))
-        fields["failed"] = reason
-        self.txn.put(VOLUMES, id_key(volume), msgspec.json.encode(fields))
+        self._set(NodeKind.VOLUME, volume, failed=reason)
 
     def limit_volume(self, volume: VolumeId, limits: IoLimits | None) -> None:
         """Record a volume's own limits of I/O; None takes them away."""
-        fields = msgspec.json.decode(self._payload(NodeKind.VOLUME, volume))
-        fields["limits"] = limits
-        self.txn.put(VOLUMES, id_key(volume), msgspec.json.encode(fields))
+        self._set(NodeKind.VOLUME, volume, limits=limits)
 
     def profile_volume(self, volume: VolumeId, profile: DeviceProfile | None) -> None:
         """Record the device profile of a volume; None takes it away."""
-        fields = msgspec.json.decode(self._payload(NodeKind.VOLUME, volume))
-        fields["profile"] = profile
-        self.txn.put(VOLUMES, id_key(volume), msgspec.json.encode(fields))
+        self._set(NodeKind.VOLUME, volume, profile=profile)
 
     def rename(self, kind: NodeKind, node: int, name: str, trashed: Trashed | None) -> None:
         """Give a volume or snapshot another name, as it is moved to the trash or from there. Raises
         NotFoundError, ConflictError when another one of its kind has the name."""
-        fields = msgspec.json.decode(self._payload(kind, node))
-        self.free_name(kind, fields["name"])
+        before = self._set(kind, node, name=name, trashed=trashed)
+        self.free_name(kind, before["name"])
         self.take_name(kind, name, node)
-        fields["name"], fields["trashed"] = name, trashed
-        self.txn.put(_TABLES[kind], id_key(node), msgspec.json.encode(fields))
 
     def forget(self, kind: NodeKind, node: int, name: str) -> None:
         """Remove a record and free its name."""
