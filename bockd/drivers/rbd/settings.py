@@ -32,11 +32,6 @@ def index_options(settings: RbdSettings) -> Options:
         **_common(settings),
         "rados_osd_op_timeout": str(INDEX_TIMEOUT_SECONDS),
         "rados_mon_op_timeout": str(INDEX_TIMEOUT_SECONDS),
-        # Beside a watch that lives 5 s, Ceph's 5 s between ticks are too few: it is lost.
-        "objecter_tick_interval": "1",
-        # When an operation is older, librados asks the OSD whether it is there, and the monitor for
-        # the newest map. Ceph's 10 s are too many: the operation has timed out by then.
-        "objecter_timeout": "3",
     }
 
 
@@ -107,6 +102,13 @@ def refuse_overrides(
 
 def _common(settings: RbdSettings) -> dict[str, str]:
     options = {
+        # When an operation is older, librados asks the OSD whether it is there, and the monitor for
+        # the newest map; it looks at each tick. A client that connects just after an OSD has died
+        # learns of that in no other way, when the OSD's address refuses it. With Ceph's 10 s and
+        # 5 s taking a volume took 15 s then, and operations of the index timed out before.
+        "objecter_timeout": "1",
+        # Ceph's 5 s are also too many beside a watch that lives 5 s: it is lost.
+        "objecter_tick_interval": "1",
         # The one limit that connecting keeps to: connect()'s own argument does nothing.
         "client_mount_timeout": str(settings.connect_seconds),
         # One of each is enough for one volume, and there may be hundreds.

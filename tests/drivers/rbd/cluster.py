@@ -400,6 +400,9 @@ class Cluster:
             conf={
                 "keyring": str(self.directory / "keyring"),
                 "client_mount_timeout": str(int(READY_SECONDS)),
+                # As bockd's own: it learns of an OSD that has died just before in no other way.
+                "objecter_timeout": "1",
+                "objecter_tick_interval": "1",
                 "rados_osd_op_timeout": str(int(READY_SECONDS)),
                 "rados_mon_op_timeout": str(int(READY_SECONDS)),
             },

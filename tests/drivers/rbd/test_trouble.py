@@ -40,6 +40,8 @@ pytestmark = pytest.mark.ceph_trouble
 WRITERS = 16
 HERE = Identity("here", "a" * 16)
 THERE = Identity("there", "b" * 16)
+LEARNT_SECONDS = 9.0
+"""A limit, and not what it should take: 3 s."""
 FILLING = 96 * MIB
 """What is written until the cluster is full."""
 
@@ -115,6 +117,29 @@ def test_a_killed_osd_loses_nothing(
         f"when it came back {writing.longest_seconds:.2f} s"
     )
     check_elsewhere(here, writing.answered, tmp_path)
+
+
+def test_who_connects_just_after_an_osd_has_died_learns_of_it(
+    three_osds: Cluster, here: Peer, tmp_path: Path
+) -> None:
+    """The address of the dead one refuses it, and nothing else tells it. librados' own
+    `objecter_timeout` and ticks let it wait for 10 to 15 s."""
+    longest = 0.0
+    for osd in ("osd.0", "osd.1", "osd.2"):
+        for number in range(WRITERS):
+            write(here, number, 1)
+        here.give_back()
+        three_osds.kill(osd)
+        began = time.monotonic()
+        with gateway(here.settings, THERE, tmp_path / osd) as there:
+            there.take(Manner.FIRM)
+            assert {read(there, number) for number in range(WRITERS)} == {1}
+        longest = max(longest, time.monotonic() - began)
+        three_osds.begin(osd)
+        three_osds.wait_until_whole()
+        here.take(Manner.FIRM)
+    print(f"a gateway that has just connected reads all objects after {longest:.1f} s at most")
+    assert longest < LEARNT_SECONDS
 
 
 def test_an_osd_that_hangs_holds_writes_up_until_it_is_down(
