@@ -7,7 +7,7 @@ that has imported it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 
 from tests.daemon.process import Bockd
 
+from .booted import Booted
 from .pythondisk import PREFIX, PYTHON
-from .vm import HOST_ADDRESS, Finished, Guest, boot
+from .vm import HOST_ADDRESS, Finished, Guest
 
 NAME = "guest1"
 
@@ -88,11 +89,7 @@ class GuestHost:
             **self._credentials(),
             **self.variables,
         }
-        asked = json.dumps([arguments, environment])
-        return self.guest.attempt(
-            f"cat >/run/asked <<'END'\n{asked}\nEND\n"
-            "read -r status </run/ended; cat /run/printed; exit $status"
-        )
+        return self.guest.attempt(_asking(arguments, environment))
 
     def bock(self, *arguments: str) -> str:
         """Run `bock`, which must succeed; returns what it prints."""
@@ -134,12 +131,10 @@ class GuestHost:
 
 
 @contextmanager
-def guest_host(
-    initramfs: Path, python_disk: Path, console: Path, daemon: Bockd
-) -> Iterator[GuestHost]:
-    """A guest that is up and has its Python, for the duration."""
-    with boot(initramfs, console, *with_python(python_disk)) as guest:
-        yield host_in(guest, daemon)
+def guest_host(booted_host: Booted, console: Path, daemon: Bockd) -> Iterator[GuestHost]:
+    """A guest that is a host, for the duration."""
+    with booted_host.guest(console) as guest:
+        yield GuestHost(guest, daemon)
 
 
 def with_python(python_disk: Path) -> tuple[str, ...]:
@@ -148,12 +143,22 @@ def with_python(python_disk: Path) -> tuple[str, ...]:
     return ("-m", MEMORY, "-drive", drive)
 
 
-def host_in(guest: Guest, daemon: Bockd) -> GuestHost:
-    """The host that a guest is that was started `with_python`."""
+def become_host(guest: Guest) -> None:
+    """Make a host of a guest that was started `with_python`: `GuestHost` finds all it needs."""
     guest.run(f"mkdir -p {PREFIX} && mount -t ext4 -o ro /dev/vda {PREFIX}")
     guest.run(f"hostname {NAME}")
     guest.run(
         f"mkfifo /run/asked /run/ended && cat >/run/resident.py <<'END'{RESIDENT}END\n"
         f"{PYTHON} /run/resident.py >/run/resident.log 2>&1 &"
     )
-    return GuestHost(guest, daemon)
+    # It answers once it has imported everything.
+    guest.run(_asking(("--version",), {}))
+
+
+def _asking(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
+    """The guest's command that lets the resident run `bock`."""
+    asked = json.dumps([arguments, environment])
+    return (
+        f"cat >/run/asked <<'END'\n{asked}\nEND\n"
+        "read -r status </run/ended; cat /run/printed; exit $status"
+    )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..vm.qemu import listening, monitor_arguments
-from .vm import Guest, boot
+from .vm import Begin, Guest
 
 WAIT_SECONDS = 180
 """For what the guest's kernel does by itself, in tenths of which the guest looks."""
@@ -68,15 +68,14 @@ class Machine:
 
 
 @contextmanager
-def machine(name: str, initramfs: Path, directory: Path, *arguments: str) -> Iterator[Machine]:
+def machine(name: str, begin: Begin, directory: Path, *arguments: str) -> Iterator[Machine]:
     """A VM that is up, for the duration; its QMP socket is `qmp_socket(directory, name)`. At the
     end it dies like one that is killed."""
     with ExitStack() as running:
         # In the end the listener is QEMU's alone: when QEMU dies, nobody listens.
         with listening(qmp_socket(directory, name)) as listener:
             guest = running.enter_context(
-                boot(
-                    initramfs,
+                begin(
                     directory / f"{name}.log",
                     *monitor_arguments(listener),
                     *arguments,

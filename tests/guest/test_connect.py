@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.attach.tenant import Tenant
 from tests.daemon.process import serving
 
+from .booted import Booted
 from .disk import Disk
 from .host import NAME, guest_host
 from .vm import HOST_ADDRESS
@@ -21,7 +22,7 @@ def free_port() -> int:
 
 
 def test_connected_used_disconnected_and_connected_again(
-    initramfs: Path, python_disk: Path, tmp_path: Path
+    booted_host: Booted, tmp_path: Path
 ) -> None:
     """The API shows each state, the device is not taken away while it is mounted, the data stays;
     what the daemon's restart has broken is brought back."""
@@ -31,7 +32,7 @@ def test_connected_used_disconnected_and_connected_again(
         serving(
             tmp_path / "data", nbd_listen=listen, api_listen=f"127.0.0.1:{free_port()}"
         ) as daemon,
-        guest_host(initramfs, python_disk, tmp_path / "console.log", daemon) as host,
+        guest_host(booted_host, tmp_path / "console.log", daemon) as host,
     ):
         tenant = Tenant(daemon)
         volume = tenant.create("disk1")
@@ -125,15 +126,13 @@ def test_connected_used_disconnected_and_connected_again(
         daemon.check()
 
 
-def test_what_fails_leaves_the_volume_as_it_was(
-    initramfs: Path, python_disk: Path, tmp_path: Path
-) -> None:
+def test_what_fails_leaves_the_volume_as_it_was(booted_host: Booted, tmp_path: Path) -> None:
     """nbd-client does not reach the daemon, or is not there; or there is no way over TCP."""
     api = f"127.0.0.1:{free_port()}"
     with serving(tmp_path / "data", nbd_listen="127.0.0.1:0", api_listen=api) as daemon:
         tenant = Tenant(daemon)
         volume = tenant.create("disk1")
-        with guest_host(initramfs, python_disk, tmp_path / "console.log", daemon) as host:
+        with guest_host(booted_host, tmp_path / "console.log", daemon) as host:
             # The guest's own 127.0.0.1, where nobody listens.
             refusal = host.refusal("connect", "disk1")
             assert "nbd-client failed: " in refusal

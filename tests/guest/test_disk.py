@@ -12,17 +12,18 @@ from pathlib import Path
 
 import pytest
 
+from .booted import Booted
 from .disk import attached
 from .forward import forward_to
 from .initramfs import find_tool
 from .scenario import clone_holds_the_state_of_its_snapshot
-from .vm import Guest, boot
+from .vm import Guest
 
 
 @pytest.fixture(scope="module")
-def guest(initramfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+def guest(booted: Booted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
     """One for all tests here: each lets go of its disks."""
-    with boot(initramfs, tmp_path_factory.mktemp("guest") / "console.log") as running:
+    with booted.guest(tmp_path_factory.mktemp("guest") / "console.log") as running:
         yield running
 
 

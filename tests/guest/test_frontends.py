@@ -17,8 +17,9 @@ from ..attach.tenant import Tenant
 from ..daemon.process import Bockd, program, serving
 from ..fuse.watchdog import watched
 from ..nbdkit_plugin.nbdkit import Nbdkit
+from .booted import Booted
 from .forward import forward_to
-from .host import host_in, with_python
+from .host import GuestHost
 from .initramfs import load_module
 from .machine import Machine, machine, qmp_socket
 from .vm import HOST_ADDRESS
@@ -160,8 +161,7 @@ def served_by_nbdkit(vm: Machine, daemon: Bockd, work: Path) -> Iterator[Seen]:
 
 
 def test_an_image_is_the_same_disk_through_every_frontend(
-    initramfs: Path,
-    python_disk: Path,
+    booted_host: Booted,
     tmp_path: Path,
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
@@ -178,11 +178,11 @@ def test_an_image_is_the_same_disk_through_every_frontend(
             api_listen="127.0.0.1:0",
             mount=tmp_path / "view",
         ) as daemon,
-        machine("vm1", initramfs, room, *with_python(python_disk)) as vm,
+        machine("vm1", booted_host.guest, room) as vm,
     ):
         daemon.bock("server", "add", "vm1", "--kind", "vm", "--qmp", qmp_socket(room, "vm1"))
         volume = daemon.bock("volume", "import", image, "--name", "disk")["id"]
-        host = host_in(vm.guest, daemon)
+        host = GuestHost(vm.guest, daemon)
         vm.guest.run(load_module("xfs"))
         written = {"image"}
 

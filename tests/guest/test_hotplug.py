@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -11,8 +12,10 @@ import pytest
 
 from ..attach.tenant import Tenant
 from ..daemon.process import Bockd, serving
+from .booted import Booted
 from .disk import Disk
 from .machine import Machine, machine, qmp_socket
+from .vm import boot
 
 MIB = 1 << 20
 FORCED_RECONNECT_SECONDS = 2
@@ -72,11 +75,13 @@ def content(daemon: Bockd, volume: int) -> str:
         return hashlib.sha256(client.pread(32 * MIB, 0)).hexdigest()
 
 
-def test_volumes_come_and_go(daemon: Bockd, tenant: Tenant, initramfs: Path, room: Path) -> None:
+def test_volumes_come_and_go(
+    daemon: Bockd, tenant: Tenant, initramfs: Path, booted: Booted, room: Path
+) -> None:
     one, two = tenant.create("one"), tenant.create("two")
     with (
-        machine("vm1", initramfs, room) as first,
-        machine("vm2", initramfs, room, *PCI_EXPRESS) as second,
+        machine("vm1", booted.guest, room) as first,
+        machine("vm2", partial(boot, initramfs), room, *PCI_EXPRESS) as second,
     ):
         data = {volume: fill(first, attach(tenant, volume, first), 4) for volume in (one, two)}
         assert set(first.disks().values()) == {"bockd-1", "bockd-2"}
@@ -98,12 +103,12 @@ def test_volumes_come_and_go(daemon: Bockd, tenant: Tenant, initramfs: Path, roo
     daemon.check()
 
 
-def test_a_forced_detach_cuts_a_guest_that_writes(room: Path, initramfs: Path) -> None:
+def test_a_forced_detach_cuts_a_guest_that_writes(room: Path, booted: Booted) -> None:
     config = room / "bockd.toml"
     config.write_text(f"[vm]\nreconnect_seconds = {FORCED_RECONNECT_SECONDS}\n")
     with (
         serving(room / "data", api_listen="127.0.0.1:0", config=config) as daemon,
-        machine("vm1", initramfs, room) as vm,
+        machine("vm1", booted.guest, room) as vm,
     ):
         daemon.bock("server", "add", "vm1", "--kind", "vm", "--qmp", qmp_socket(room, "vm1"))
         tenant = Tenant(daemon)
@@ -131,13 +136,13 @@ def test_a_forced_detach_cuts_a_guest_that_writes(room: Path, initramfs: Path) -
         daemon.check()
 
 
-def test_a_volume_grows_under_a_mounted_file_system(room: Path, initramfs: Path) -> None:
+def test_a_volume_grows_under_a_mounted_file_system(room: Path, booted: Booted) -> None:
     """Extended twice while the guest writes; the second time the daemon dies when the volume has
     grown, and tells the VM at its next start."""
     dying = ("env", "BOCKD_FAILPOINT=extend.committed:2")
     with (
         serving(room / "data", api_listen="127.0.0.1:0", launcher=dying) as daemon,
-        machine("vm1", initramfs, room) as vm,
+        machine("vm1", booted.guest, room) as vm,
     ):
         daemon.bock("server", "add", "vm1", "--kind", "vm", "--qmp", qmp_socket(room, "vm1"))
         tenant = Tenant(daemon)
@@ -172,12 +177,12 @@ def test_a_volume_grows_under_a_mounted_file_system(room: Path, initramfs: Path)
 
 
 def test_the_daemon_dies_and_the_vm_dies(
-    daemon: Bockd, tenant: Tenant, initramfs: Path, room: Path
+    daemon: Bockd, tenant: Tenant, booted: Booted, room: Path
 ) -> None:
     """A file system in a guest outlives the daemon, the volume outlives the VM, and a VM that is
     started anew gets it again."""
     volume = tenant.create()
-    with machine("vm1", initramfs, room) as vm:
+    with machine("vm1", booted.guest, room) as vm:
         disk = Disk(vm.guest, attach(tenant, volume, vm), "/mnt/0")
         disk.make_file_system()
         with disk.mounted():
@@ -198,7 +203,7 @@ def test_the_daemon_dies_and_the_vm_dies(
 
     tenant = Tenant(daemon)
     assert tenant.show(volume)["status"] == "in-use"
-    with machine("vm1", initramfs, room) as vm:
+    with machine("vm1", booted.guest, room) as vm:
         disk = Disk(vm.guest, vm.wait_for_disk(f"bockd-{volume}"), "/mnt/0")
         disk.check_file_system()
         with disk.mounted(read_only=True):

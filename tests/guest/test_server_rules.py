@@ -14,6 +14,7 @@ import pytest
 
 from ..attach.tenant import Tenant, connect, connected, is_refused
 from ..daemon.process import Bockd, serving
+from .booted import Booted
 from .disk import Disk
 from .machine import Machine, machine, qmp_socket
 
@@ -37,8 +38,8 @@ def daemon(room: Path) -> Iterator[Bockd]:
 
 
 @pytest.fixture(scope="module")
-def vm(daemon: Bockd, initramfs: Path, room: Path) -> Iterator[Machine]:
-    with machine(VM, initramfs, room) as running:
+def vm(daemon: Bockd, booted: Booted, room: Path) -> Iterator[Machine]:
+    with machine(VM, booted.guest, room) as running:
         yield running
 
 

@@ -10,6 +10,7 @@ from tests.daemon.process import serving
 from tests.tls.authority import Authority
 from tests.tls.configured import configuration
 
+from .booted import Booted
 from .disk import Disk
 from .host import guest_host
 from .vm import Guest
@@ -22,7 +23,7 @@ def put(guest: Guest, path: str, content: Path) -> None:
     guest.run(f"cat > {path} <<'END'\n{content.read_text()}END")
 
 
-def test_a_host_connects_over_tls(initramfs: Path, python_disk: Path, tmp_path: Path) -> None:
+def test_a_host_connects_over_tls(booted_host: Booted, tmp_path: Path) -> None:
     """Both frontends require TLS and client certificates. Without them the host is told what to
     set; with them it gets a device that holds a file system."""
     authority = Authority(tmp_path / "ca")
@@ -39,7 +40,7 @@ def test_a_host_connects_over_tls(initramfs: Path, python_disk: Path, tmp_path: 
     listen = "0.0.0.0:0"
     with (
         serving(tmp_path / "data", nbd_listen=listen, api_listen=listen, config=config) as daemon,
-        guest_host(initramfs, python_disk, tmp_path / "console.log", daemon) as bare,
+        guest_host(booted_host, tmp_path / "console.log", daemon) as bare,
     ):
         tenant = Tenant(daemon, verify=str(authority.ca.certificate))
         volume = tenant.create("disk1")

@@ -12,10 +12,10 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 from .initramfs import CHANNEL_NAME, KERNEL_ARGUMENTS, find_kernel, find_tool
 
@@ -110,12 +110,30 @@ class Guest:
         return GuestError(f"{what}\n--- console, and QEMU's own messages\n{console}")
 
 
+class Begin(Protocol):
+    """Begins a guest that is up, for the duration: `partial(boot, initramfs)`, `Booted.guest`."""
+
+    def __call__(
+        self, console: Path, *arguments: str, pass_fds: Sequence[int] = ()
+    ) -> AbstractContextManager[Guest]:
+        """`console` is the file that gets its messages. QEMU gets more arguments and open files."""
+        ...
+
+
 @contextmanager
 def boot(
     initramfs: Path | None, console: Path, *arguments: str, pass_fds: Sequence[int] = ()
 ) -> Iterator[Guest]:
-    """A guest that is up, for the duration; `console` is the file that gets its messages. QEMU gets
-    more arguments and open files. Without an initramfs it boots from its disks."""
+    """A guest that has booted (`Begin`); without an initramfs, from its disks."""
+    with started(initramfs, console, *arguments, pass_fds=pass_fds) as guest:
+        yield guest.wait_until_up()
+
+
+@contextmanager
+def started(
+    initramfs: Path | None, console: Path, *arguments: str, pass_fds: Sequence[int] = ()
+) -> Iterator[Guest]:
+    """A guest whose QEMU has been started, and which is not up yet."""
     ours, theirs = socket.socketpair()
     with ours, console.open("wb") as messages:
         with theirs:
@@ -129,7 +147,7 @@ def boot(
             )
         with process:
             try:
-                yield Guest(ours, console).wait_until_up()
+                yield Guest(ours, console)
             finally:
                 process.kill()
 
