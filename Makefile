@@ -6,8 +6,8 @@
 # Container images often forbid it: then each start of bock or bockd would compile all of their modules.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help run run-ceph test test-fast test-floors test-walk test-clients test-openstack-clients
-.PHONY: test-debian13 test-keystone soak soak-cuts soak-kills faults damage fuzz sanitize setup
+.PHONY: help run run-ceph test test-hostile test-others test-fast test-floors test-walk test-clients
+.PHONY: test-openstack-clients test-debian13 test-keystone soak soak-cuts soak-kills faults damage fuzz sanitize setup
 .PHONY: sanitize-threads test-kills test-ceph test-ceph-driver test-ceph-debian13 soak-ceph soak-write-back
 .PHONY: deb test-deb oci test-oci test-python docs setup-oci
 .PHONY: setup-run setup-ceph setup-check setup-test setup-bench
@@ -23,15 +23,22 @@ run: setup-run ## set up what the daemon needs and start it (Ctrl-C stops it; AR
 run-ceph: setup-run setup-ceph ## start it on a Ceph cluster of its own, which is thrown away at the end (Ctrl-C)
 	@exec .venv/bin/python -m tests.drivers.rbd.running $(ARGS)
 
-# The hostile tests measure how long others wait: nothing runs beside them. The others wait for much
-# themselves: three processes keep two cores busy. tests/conftest.py says in which order they begin.
+# The hostile tests measure how long others wait: no other tests run beside them.
 test: setup ## set up everything and run the tests (ARGS='-k name' for some of them)
 ifeq ($(ARGS),)
-	@.venv/bin/python -m pytest tests/hostile
-	@.venv/bin/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --ignore tests/hostile
+	@$(MAKE) --no-print-directory test-hostile
+	@$(MAKE) --no-print-directory test-others
 else
 	@.venv/bin/python -m pytest $(ARGS)
 endif
+
+test-hostile: setup
+	@.venv/bin/python -m pytest tests/hostile
+
+# They wait for much: four processes keep two cores busy. tests/scheduling.py says which of them has
+# which, and in which order.
+test-others: setup
+	@.venv/bin/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder --ignore tests/hostile
 
 # What needs no guest, no mount and no series of kills: less than three minutes on two cores.
 FAST = $(addprefix tests/,api blockstorage config dashboard drivers identity index nbd openstack pool profiles runtime setup throttle) --ignore=tests/blockstorage/test_kill.py
@@ -156,8 +163,10 @@ setup: setup-test ## set up everything: run, tests, benchmarks
 
 setup-test:
 	@[ "$$(dpkg --print-architecture)" = amd64 ] || { echo 'setup: the tests need an amd64 machine, because they boot guests; make run does not' >&2; exit 1; }
-	@.setup/packages .setup/packages-run .setup/packages-test .setup/packages-ceph
-	@.setup/python dev
+	@.setup/packages .setup/packages-run
+	@.setup/python dev & status=0; \
+	.setup/packages .setup/packages-test .setup/packages-ceph || status=$$?; \
+	wait $$! && exit $$status
 	@.setup/libnbd
 	@.setup/ceph
 

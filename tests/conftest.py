@@ -9,6 +9,7 @@ import gc
 import signal
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -16,6 +17,7 @@ from hypothesis import HealthCheck, settings
 from bockd.config.rbd import RbdSettings
 from tests.daemon import driver
 from tests.drivers.rbd.cluster import Cluster, missing
+from tests.scheduling import Scheduling, begins_at
 
 # Hypothesis allows 200 ms for an example and 30 s for making the first ten by default, which a
 # loaded machine exceeds, the second with sanitizers.
@@ -72,23 +74,16 @@ def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
 
 
-LONGEST = (
-    "tests/crash/failpoints/test_first_hit.py",
-    "tests/crash/faults/test_faults.py",
-    "tests/bench/test_run.py",
-    "tests/guest/",
-    "tests/crash/powercut/test_mutations.py",
-    "tests/crash/test_storm.py",
-    "tests/corruption/test_damage.py",
-)
-"""Modules of half a minute or more. They begin first: begun last, one of them would keep
-one processor at work at the end, and the others none."""
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """For `--dist loadfile` alone."""
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest, and leave out what the kind of pool that the daemons serve
     cannot do, as its features say."""
-    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+    items.sort(key=lambda item: begins_at(item.nodeid))
     for item in items:
         for mark in item.iter_markers("needs"):
             if not driver.NEEDS[mark.args[0]](driver.features()):
