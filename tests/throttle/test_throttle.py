@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -195,3 +196,23 @@ def test_everybody_passes_in_the_end_and_each_flow_in_order(
         for reads in (False, True):
             flow = [number for *of, number in passed if of == [source, reads]]
             assert flow == sorted(flow)
+
+
+def test_who_leaves_a_long_queue_is_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of connections to one volume have tens of thousands of requests wait, and a fence
+    has those of one connection after the other pass: that must not hold the event loop."""
+    compared = 0
+
+    def counted(one: object, other: object) -> bool:
+        nonlocal compared
+        compared += 1
+        return one is other
+
+    _, throttle = throttled(IoLimits(iops=IoRate(1)))
+    assert throttle.passes(A, True, 1)
+    waiting = [throttle.wait(A, True, 1, lambda: None) for _ in range(1000)]
+    monkeypatch.setattr(Waiter, "__eq__", counted)
+    for waiter in reversed(waiting[500:]):
+        throttle.force(waiter)
+    throttle.drop(reversed(waiting[:500]))
+    assert compared < 1000
