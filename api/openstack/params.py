@@ -88,6 +88,17 @@ async def changes_in_query(
     return values.snapshot_id(since), 0 if offset is None else count("offset", offset)
 
 
+async def for_good_in_query(
+    for_good: Annotated[
+        str | None,
+        WithJsonSchema({"type": "string", "enum": list(values.FLAGS)}),
+        Query(alias="bockd-for-good", description="Do not keep it in the trash"),
+    ] = None,
+) -> bool:
+    """Read the query's `bockd-for-good`. Raises InvalidRequestError."""
+    return for_good is not None and values.flag("bockd-for-good", for_good)
+
+
 async def force_in_query(
     force: Annotated[
         str | None,
@@ -100,6 +111,7 @@ async def force_in_query(
 
 
 InForce = Annotated[bool, Depends(force_in_query)]
+InForGood = Annotated[bool, Depends(for_good_in_query)]
 InHold = Annotated[str | None, Query(description="The reason that it must be held for")]
 InVolume = Annotated[VolumeId, Depends(volume_in_path)]
 InSnapshot = Annotated[SnapshotId, Depends(snapshot_in_path)]

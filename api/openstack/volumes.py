@@ -11,7 +11,7 @@ from api.openstack.access import InTenant, Token
 from api.openstack.bodies import CreateVolume, EditVolume, VolumeAction
 from api.openstack.listing import answer_list
 from api.openstack.media import JsonRoute
-from api.openstack.params import InHold, InPage, InVolume
+from api.openstack.params import InForGood, InHold, InPage, InVolume
 from api.openstack.replies import (
     OneSpace,
     OneVolume,
@@ -92,9 +92,12 @@ def volume_router(
     @router.delete(
         "/{volume_id:node}", status_code=status.HTTP_202_ACCEPTED, response_class=Response
     )
-    async def delete_volume(tenant: InTenant, volume: InVolume, hold: InHold = None) -> Response:
-        """Delete a volume (section 4.4.2.4); with `hold`, only if it is held for this reason."""
-        await storage.delete_volume(tenant, volume, hold)
+    async def delete_volume(
+        tenant: InTenant, volume: InVolume, for_good: InForGood, hold: InHold = None
+    ) -> Response:
+        """Delete a volume (section 4.4.2.4); with `hold`, only if it is held for this reason; with
+        `bockd-for-good=true`, past the trash."""
+        await storage.delete_volume(tenant, volume, hold, for_good=for_good)
         return Response(status_code=status.HTTP_202_ACCEPTED)
 
     return router

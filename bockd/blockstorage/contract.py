@@ -365,11 +365,16 @@ class BlockStorage(Protocol):
         ...
 
     async def delete_volume(
-        self, tenant: TenantId, volume: VolumeId, hold: str | None = None
+        self,
+        tenant: TenantId,
+        volume: VolumeId,
+        hold: str | None = None,
+        *,
+        for_good: bool = False,
     ) -> None:
         """Delete a volume (section 4.4.2.4). It is gone when this returns; its snapshots, and
         volumes made from them, stay. With `hold`, which is our extension, it is deleted only if it
-        is held for this reason.
+        is held for this reason; with `for_good`, it is not kept in a trash, where there is one.
 
         Raises InvalidStateError unless it is available, held or in error, and while a client is
         connected to it; if it is not held, but should be; ConflictError if it is held for another

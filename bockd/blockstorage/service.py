@@ -121,9 +121,14 @@ class PoolBlockStorage:
         return self._snapshots.show(tenant, snapshot)
 
     async def delete_volume(
-        self, tenant: TenantId, volume: VolumeId, hold: str | None = None
+        self,
+        tenant: TenantId,
+        volume: VolumeId,
+        hold: str | None = None,
+        *,
+        for_good: bool = False,
     ) -> None:
-        if self._trashes.keeps(tenant, NodeKind.VOLUME, volume):
+        if not for_good and self._trashes.keeps(tenant, NodeKind.VOLUME, volume):
             await self._runner.run(self._trashes.put(tenant, NodeKind.VOLUME, volume, hold))
         else:
             await self._runner.run(self._volumes.delete(tenant, volume, hold))

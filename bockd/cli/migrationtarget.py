@@ -100,10 +100,11 @@ class Target:
         self.size_bytes = size_bytes
 
     def delete(self) -> None:
-        """Delete it, attached or not, unless that is done already. Raises what `take` raises."""
+        """Delete it, attached or not, past the trash, unless that is done already. Raises what
+        `take` raises."""
         with suppress(NotFoundError):
             self._let_go()
-            when_released(lambda: self._there.delete_volume(self.id))
+            when_released(lambda: self._there.discard_volume(self.id))
 
     def _let_go(self) -> None:
         """Detach it from `SERVER`, if it is attached."""

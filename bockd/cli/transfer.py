@@ -112,7 +112,7 @@ def discard(client: StorageClient, volume: Volume, cause: BaseException) -> None
     """Delete a volume that is not filled completely, as soon as the daemon sees that nobody is
     connected any more."""
     try:
-        when_released(lambda: client.delete_volume(volume.id))
+        when_released(lambda: client.discard_volume(volume.id))
     except BockdError as error:
         raise BockdError(
             f"{str(cause) or 'interrupted'}; volume {volume.id} ({volume.name}) is half filled "

@@ -162,8 +162,14 @@ class MemoryBlockStorage(BlockStorage):
         return edited
 
     async def delete_volume(
-        self, tenant: TenantId, volume: VolumeId, hold: str | None = None
+        self,
+        tenant: TenantId,
+        volume: VolumeId,
+        hold: str | None = None,
+        *,
+        for_good: bool = False,
     ) -> None:
+        del for_good  # there is no trash
         found = await self.show_volume(tenant, volume)
         if hold is not None:
             rules.check_is_held(volume, found.status, found.hold, hold)

@@ -12,15 +12,21 @@ import nbd
 import pytest
 
 from bockd.blockstorage.trashrecords import TrashLedger
+from bockd.cli import transfer
+from bockd.cli.convert import Show
+from bockd.cli.copying import copy_in
+from bockd.cli.sources import opened_image, opened_source
 from bockd.config.trash import TrashSettings
 from bockd.daemon.configured import trash_rules
 from bockd.drivers.local.pool import LocalPool
-from bockd.errors import NotSupportedError
+from bockd.errors import BockdError, NotSupportedError
 from bockd.model import MIB
+from bockd.nbd.client import Export
 from bockd.pool.features import Features
 from bockd.pool.index import Transaction
 from bockd.runtime.steps import Background
 
+from .migrating import Two, killed, show
 from .process import Bockd, program, serving
 
 KEPT = "[trash]\nkeep_hours = 168\n"
@@ -131,6 +137,55 @@ def test_nobody_reaches_the_trash_and_it_comes_back_whole(keeping: Bockd, tmp_pa
     assert read(keeping, "snapshot/before", len(content)) == content
     assert (view / "volumes" / "web").stat().st_size == 8 * MIB
     assert keeping.check()["clean"]
+
+
+def in_trash(daemon: Bockd) -> list[tuple[int, str]]:
+    return [(one["id"], one["name"]) for one in daemon.bock("trash", "list")]
+
+
+def test_an_import_that_fails_leaves_nothing_in_the_trash(
+    keeping: Bockd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would take space and quota, and the place of what was deleted."""
+    image = tmp_path / "web.raw"
+    image.write_bytes(os.urandom(MIB))
+
+    def changed_meanwhile(path: Path, length: int, uri: str, show: Show) -> None:
+        copy_in(path, length, uri, show)
+        image.write_bytes(os.urandom(MIB))
+
+    monkeypatch.setattr(transfer, "copy_in", changed_meanwhile)
+    with (
+        keeping.storage() as storage,
+        opened_source(str(image)) as source,
+        opened_image(source, "raw") as opened,
+        pytest.raises(BockdError, match="changed"),
+    ):
+        transfer.fill_new_volume(storage, source, opened, "web")
+    assert keeping.bock("volume", "list") == []
+    assert in_trash(keeping) == []
+
+
+def test_of_a_move_only_the_source_goes_to_the_trash(keeping: Bockd, tmp_path: Path) -> None:
+    config = tmp_path / "there.toml"
+    config.write_text(KEPT)
+    with serving(tmp_path / "there", config=config) as there:
+        two = Two(keeping, there, str(tmp_path / "there"))
+        content = two.fill("web")
+        assert killed(lambda: two.migrate("web"), Export, "write", 1, "after")
+        two.cancel("web")
+        assert there.bock("volume", "list") == []
+        assert in_trash(there) == []
+        keeping.tool("bock", "volume", "migrate", "web", "--to", two.place, "--delete-source")
+        ((volume, name),) = in_trash(keeping)
+        assert name == "web"
+        keeping.bock("trash", "restore", "web")
+        source = show(keeping, "web")
+        assert (source.id, source.status, source.has_moved) == (volume, "maintenance", True)
+        keeping.bock("volume", "release", "web")
+        for daemon in (keeping, there):
+            with daemon.connected("web") as client:
+                assert bytes(client.pread(len(content), 0)) == content
 
 
 def due_now(data_dir: Path) -> None:

@@ -121,6 +121,21 @@ def test_it_is_deleted_for_good(kept: Served) -> None:
 
 
 @pytest.mark.needs("a trash")
+def test_what_is_not_complete_does_not_go_to_the_trash(kept: Served) -> None:
+    with kept.client() as client:
+        volume = create(client, size=1)["id"]
+        path = f"/os-volumes/{volume}?bockd-for-good"
+        assert fault_of(client.delete(f"{path}=perhaps"))[:2] == (400, "badRequest")
+        answer = client.delete(f"{path}=true")
+        assert (answer.status_code, answer.content) == (202, b"")
+        assert fault_of(client.get(f"/os-volumes/{volume}"))[:2] == (404, "itemNotFound")
+        assert trash(client) == []
+        kept_one = create(client, size=1)["id"]
+        assert client.delete(f"/os-volumes/{kept_one}?bockd-for-good=false").status_code == 202
+        assert [one["id"] for one in trash(client)] == [kept_one]
+
+
+@pytest.mark.needs("a trash")
 def test_what_is_another_tenants_is_not_found(kept: Served) -> None:
     with kept.client() as client, kept.client(kept.service.stranger) as stranger:
         volume = create(client, size=1)["id"]
