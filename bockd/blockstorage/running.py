@@ -63,8 +63,9 @@ class ExportPublisher(Protocol):
         """Return how many clients are connected under the attachment's export name."""
         ...
 
-    def forget(self, kind: NodeKind, node: int) -> None:
-        """Drop the counters of a volume or snapshot that was deleted."""
+    def forget(self, kind: NodeKind, node: int, *, kept: bool = False) -> None:
+        """Drop the counters of a volume or snapshot that was deleted. Of one that is `kept` in the
+        trash, what counts for limits of its I/O goes on when it is restored."""
         ...
 
     def connections(self, kind: NodeKind, node: int) -> int:
@@ -86,7 +87,7 @@ class NoPublisher:
         del attachment
         return 0
 
-    def forget(self, kind: NodeKind, node: int) -> None:
+    def forget(self, kind: NodeKind, node: int, *, kept: bool = False) -> None:
         """Do nothing: no counters are kept."""
 
     def connections(self, kind: NodeKind, node: int) -> int:

@@ -107,7 +107,7 @@ class Trash:
             raise rules.in_use(kind, error) from None
         except NotFoundError:
             raise rules.not_found(kind, node) from None
-        self._context.exports.forget(kind, node)
+        self._context.exports.forget(kind, node, kept=True)
         await self._drop_beyond_quota(tenant, kind, node)
 
     async def _drop_beyond_quota(self, tenant: TenantId, kind: NodeKind, latest: int) -> None:
@@ -174,6 +174,7 @@ class Trash:
             await self._pool.delete_volume(VolumeId(record.node.id), in_transaction)
         else:
             await self._pool.delete_snapshot(SnapshotId(record.node.id), in_transaction)
+        self._context.exports.forget(record.kind, record.node.id)
 
     async def empty(self, tenant: TenantId) -> int:
         """Delete all that a tenant has in the trash for good; return how many."""

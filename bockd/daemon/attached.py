@@ -88,9 +88,9 @@ class AttachedVolumes:
         """Return how many clients are connected under the attachment's export name."""
         return self._server.connections(attachment_key(attachment), attachment.export_name)
 
-    def forget(self, kind: NodeKind, node: int) -> None:
+    def forget(self, kind: NodeKind, node: int, *, kept: bool = False) -> None:
         """Drop the counters of a volume or snapshot that was deleted."""
-        self._server.forget(ExportKey(kind, node))
+        self._server.forget(ExportKey(kind, node), kept=kept)
 
 
 class AttachedExports:

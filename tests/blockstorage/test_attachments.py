@@ -256,7 +256,7 @@ class BrokenExports:
         del attachment
         return 0
 
-    def forget(self, kind: NodeKind, node: int) -> None:
+    def forget(self, kind: NodeKind, node: int, *, kept: bool = False) -> None:
         self.calls.append(f"forget {kind} {node}")
 
     def connections(self, kind: NodeKind, node: int) -> int:

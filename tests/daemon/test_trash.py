@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import urllib.request
 from collections.abc import Iterator
@@ -137,6 +138,27 @@ def test_nobody_reaches_the_trash_and_it_comes_back_whole(keeping: Bockd, tmp_pa
     assert read(keeping, "snapshot/before", len(content)) == content
     assert (view / "volumes" / "web").stat().st_size == 8 * MIB
     assert keeping.check()["clean"]
+
+
+def test_what_limits_and_profiles_have_counted_outlives_the_trash(
+    keeping: Bockd, tmp_path: Path
+) -> None:
+    """One gate counts for both. So nobody gets a full bucket by deleting and restoring."""
+    worn = {"name": "worn", "errors": [{"operations": ["read"], "after_requests": 2}]}
+    (tmp_path / "worn.json").write_text(json.dumps(worn))
+    keeping.bock("volume", "create", "web", "--size", "8M")
+    keeping.bock("volume", "profile", "web", f"@{tmp_path / 'worn.json'}")
+    keeping.expect_in_log("the device profile 'worn' lets it fail")
+    with keeping.connected("web") as client:
+        for _ in range(2):
+            client.pread(4096, 0)
+        with pytest.raises(nbd.Error, match="Input/output error"):
+            client.pread(4096, 0)
+    keeping.wait_until_unused("web")
+    keeping.bock("volume", "delete", "web")
+    keeping.bock("trash", "restore", "web")
+    with keeping.connected("web") as client, pytest.raises(nbd.Error, match="Input/output error"):
+        client.pread(4096, 0)
 
 
 def in_trash(daemon: Bockd) -> list[tuple[int, str]]:

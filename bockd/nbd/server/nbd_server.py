@@ -278,10 +278,12 @@ class NbdServer:
         forgotten."""
         return self._registry.written_bytes(ExportKey(NodeKind.VOLUME, volume))
 
-    def forget(self, key: ExportKey) -> None:
-        """Drop the counters of an export without connections: it was closed or deleted."""
+    def forget(self, key: ExportKey, *, kept: bool = False) -> None:
+        """Drop the counters of an export without connections: it was deleted. Of a volume that is
+        `kept` in the trash the gate stays: who restores it has no bucket of tokens that is full
+        again, nor a device that begins anew."""
         self._registry.forget(key)
-        if key.kind is NodeKind.VOLUME and not self._registry.connections(key):
+        if key.kind is NodeKind.VOLUME and not kept and not self._registry.connections(key):
             self.gates.forget(VolumeId(key.id))
 
 
