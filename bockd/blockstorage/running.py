@@ -33,9 +33,15 @@ COMMITTING = "commits"
 
 
 class OperationRunner(Protocol):
-    """Runs an operation to its end, even if its caller is cancelled."""
+    """Runs operations."""
 
-    async def run(self, steps: Steps[T]) -> T: ...
+    async def run(self, steps: Steps[T]) -> T:
+        """Run an operation to its end, even if its caller is cancelled."""
+        ...
+
+    async def checkpoint(self) -> None:
+        """Let others run between two operations, and end there if the caller is cancelled."""
+        ...
 
 
 class ExportPublisher(Protocol):

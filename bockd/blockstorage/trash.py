@@ -176,21 +176,14 @@ class Trash:
             await self._pool.delete_snapshot(SnapshotId(record.node.id), in_transaction)
         self._context.exports.forget(record.kind, record.node.id)
 
-    async def empty(self, tenant: TenantId) -> int:
-        """Delete all that a tenant has in the trash for good; return how many."""
+    async def all_of(self, tenant: TenantId) -> Sequence[TrashRecord]:
+        """Read all that a tenant has in the trash."""
 
         def find() -> list[TrashRecord]:
             with self._pool.index.reading() as txn:
                 return list(TrashLedger(txn).of_tenant(tenant))
 
-        deleted = 0
-        for record in await blocking(find):
-            try:
-                await self.purge(record)
-            except NotFoundError:
-                continue  # somebody has restored it, or was faster
-            deleted += 1
-        return deleted
+        return await blocking(find)
 
     # -- what the daemon does by itself --------------------------------------------------------
 

@@ -84,7 +84,7 @@ class TrashStorage(Protocol):
 
     async def empty(self, tenant: TenantId) -> int:
         """Delete all that a tenant has there for good, one by one, and return how many. What is
-        deleted stays so when it raises."""
+        deleted stays so when it raises, or when its caller is cancelled."""
         ...
 
     async def space(self, tenant: TenantId, node: int) -> Space:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from bockd.blockstorage.contract import EVERYTHING, Page, TenantId
 from bockd.blockstorage.running import OperationRunner
 from bockd.blockstorage.trash import Trash
 from bockd.blockstorage.trashcontract import TrashedNode
+from bockd.errors import NotFoundError
 from bockd.pool.reports import Space
 
 
@@ -34,7 +37,14 @@ class PoolTrash:
         await self._runner.run(self._trash.delete(tenant, node))
 
     async def empty(self, tenant: TenantId) -> int:
-        return await self._runner.run(self._trash.empty(tenant))
+        deleted = 0
+        for record in await self._runner.run(self._trash.all_of(tenant)):
+            # Of ten thousand the last may be minutes away: the daemon's end does not wait for it.
+            await self._runner.checkpoint()
+            with suppress(NotFoundError):  # somebody has restored it, or was faster
+                await self._runner.run(self._trash.purge(record))
+                deleted += 1
+        return deleted
 
     async def space(self, tenant: TenantId, node: int) -> Space:
         return await self._runner.run(self._trash.space(tenant, node))

@@ -150,6 +150,11 @@ class StepRunner:
             return value
         return await self.finish(steps, step)
 
+    async def checkpoint(self) -> None:
+        """Let others run between two operations. Raises trio.Cancelled if the caller is
+        cancelled."""
+        await trio.lowlevel.checkpoint()
+
     async def finish(self, steps: Steps[T], step: Step) -> T:
         """Run the rest of an operation that has yielded `step`."""
         while True:

@@ -77,7 +77,7 @@ CHANGES: dict[str, Change] = {
     ),
     "restore": lambda s, t, v: Trash(s.context).restore(t, _kept(s, t)),
     "delete from the trash": lambda s, t, v: Trash(s.context).delete(t, _kept(s, t)),
-    "empty the trash": lambda s, t, v: Trash(s.context).empty(t),
+    "empty the trash": lambda s, t, v: _empty(Trash(s.context), t),
     "add a server": lambda s, t, v: Servers(s.context).add(Server("new", ServerKind.HOST)),
     "remove a server": lambda s, t, v: Servers(s.context).remove("vm1"),
 }
@@ -111,6 +111,11 @@ def _trash_open(store: Store, tenant: TenantId, volume: Volume) -> Steps[object]
     run_inline(store.pool.registry.use_volume(volume.id))
     store.pool.registry.leave_volume(volume.id)
     return Trash(store.context).put(tenant, NodeKind.VOLUME, volume.id)
+
+
+async def _empty(trash: Trash, tenant: TenantId) -> None:
+    for record in await trash.all_of(tenant):
+        await trash.purge(record)
 
 
 def _kept(store: Store, tenant: TenantId) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
 from bockd.blockstorage import records, trashrecords
 from bockd.blockstorage.adopting import adopt, find_unowned
@@ -323,6 +324,23 @@ def test_a_tenant_with_something_in_the_trash_stays(store: Store, tenant: Tenant
         store.accounts.delete_tenant("acme")
     store.run(lambda s: s.trash.empty(tenant))
     store.accounts.delete_tenant("acme")
+
+
+def test_emptying_ends_with_its_caller(store: Store, tenant: TenantId) -> None:
+    """As at the end of the daemon, which does not wait until ten thousand are deleted."""
+    volumes = [store.volume(tenant) for _ in range(2)]
+    for volume in volumes:
+        delete(store, tenant, volume)
+
+    async def main() -> None:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await store.service.trash.empty(tenant)
+
+    trio.run(main)
+    assert listed(store, tenant) == [volume.id for volume in volumes]
+    assert store.run(lambda s: s.trash.empty(tenant)) == 2
+    store.assert_sound()
 
 
 def test_lists_come_in_pages(store: Store, tenant: TenantId) -> None:
