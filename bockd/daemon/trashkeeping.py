@@ -1,5 +1,10 @@
 """The trash, looked after while the daemon runs: what is due is deleted for good, one by one.
 
+When something is due is a matter of the machine's clock, which may be wrong when the machine
+starts, and is set then, by years too. What is gone for good does not come back when it is right
+again. So the time must have passed by a clock that nobody sets, too, since the daemon has first
+seen the record (`Promises`).
+
 If the pool is nearly full, the oldest of the tenant that has most there goes early, one at each
 look, and the next one not before reclaim has returned the space of all that was deleted: while it
 cannot, because a backup is made, to delete more would help nobody. Without that, what users have
@@ -9,7 +14,8 @@ deleted would make the writes of others fail.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection, Iterable
 
 import trio
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -32,13 +38,51 @@ FULL_LOOK_SECONDS = 5.0
 """The same while the pool is nearly full."""
 
 
+GRACE_SECONDS = 3600.0
+"""How long the daemon keeps what is due already when it first sees it: long enough for the clock to
+be set, and for who has restored a backup to restore what was in its trash."""
+
+
+class Promises:
+    """How long records are kept at least, whatever becomes of the machine's clock."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._until: dict[tuple[int, float], float] = {}
+        """By id and time of deletion: one that was restored may be deleted again."""
+
+    def due(self, records: Iterable[TrashRecord], now: float) -> list[TrashRecord]:
+        """Return the records that are due `now`, by the machine's clock. `records` are all that
+        there are: others are forgotten."""
+        at, due = self._monotonic(), []
+        until: dict[tuple[int, float], float] = {}
+        for record in records:
+            key = record.node.id, record.deleted_at
+            first = self._until.get(key)
+            if first is None:
+                # A clock that is years behind must not make it years.
+                left = min(record.expires_at - now, record.expires_at - record.deleted_at)
+                first = at + max(left, GRACE_SECONDS)
+            until[key] = first
+            if record.expires_at <= now and first <= at:
+                due.append(record)
+        self._until = until
+        return due
+
+
 class TrashKeeper:
     """Looks after the trash of one pool. For the event loop's thread."""
 
-    def __init__(self, context: StorageContext, runner: StepRunner) -> None:
+    def __init__(
+        self,
+        context: StorageContext,
+        runner: StepRunner,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._context = context
         self._trash = Trash(context)
         self._runner = runner
+        self._promises = Promises(monotonic)
         self._told: str | None = None
         self.full = False
         """The pool was nearly full at the last look."""
@@ -61,11 +105,10 @@ class TrashKeeper:
         """Delete what is due, and the oldest if the pool is nearly full; return whether it is.
         Raises BockdError; what was deleted stays so, and one that cannot be deleted does not keep
         others from it."""
-        records = await trio.to_thread.run_sync(self._trash.by_age)
-        kept = {record.key: record for record in records}
+        kept, due = await trio.to_thread.run_sync(self._read)
         self.full = False
         try:
-            trouble = await self._expire(kept)
+            trouble = await self._expire(kept, due)
             self.full = await self._is_full(kept.values())
             if self.full and not await trio.to_thread.run_sync(self._context.pool.owes_space):
                 trouble = await self._make_room(kept) or trouble
@@ -75,15 +118,21 @@ class TrashKeeper:
             raise trouble
         return self.full
 
-    async def _expire(self, kept: dict[bytes, TrashRecord]) -> BockdError | None:
+    def _read(self) -> tuple[dict[bytes, TrashRecord], list[TrashRecord]]:
+        """Return all records by their keys, and those that are due. Blocks."""
+        records = self._trash.by_age()
+        kept = {record.key: record for record in records}
+        return kept, self._promises.due(records, self._context.pool.clock())
+
+    async def _expire(
+        self, kept: dict[bytes, TrashRecord], due: list[TrashRecord]
+    ) -> BockdError | None:
         """Delete what is due, also in `kept`; return why one could not be. Raises the errors of
         what may succeed later."""
-        now = self._context.pool.clock()
         trouble: BockdError | None = None
-        for record in list(kept.values()):
-            if record.expires_at <= now:
-                failed = await self._try(kept, record, "its time in the trash is over")
-                trouble = failed or trouble
+        for record in due:
+            failed = await self._try(kept, record, "its time in the trash is over")
+            trouble = failed or trouble
         return trouble
 
     async def _make_room(self, kept: dict[bytes, TrashRecord]) -> BockdError | None:

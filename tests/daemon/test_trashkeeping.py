@@ -59,12 +59,20 @@ def delete_at(store: Store, tenant: TenantId, *hours: float) -> list[int]:
 def look(
     store: Store, at_hour: float, percent: int = 0, keeper: TrashKeeper | None = None
 ) -> tuple[bool, TrashKeeper]:
-    """One look at an hour, on a file system that is so full."""
+    """One look at an hour, on a file system that is so full. Without a keeper: of one that began to
+    look at hour 0."""
+    if keeper is None:
+        keeper = TrashKeeper(store.context, StepRunner(), lambda: store.pool.registry.clock())
+        look(store, 0, keeper=keeper)
     store.pool.registry.clock = lambda: at_hour * HOUR
+    fill(store, percent)
+    return trio.run(keeper.look), keeper
+
+
+def fill(store: Store, percent: int) -> None:
+    """As if the file system were so full."""
     room = os.statvfs_result((4096, 4096, 100, 100 - percent, 100 - percent, 0, 0, 0, 0, 255))
     store.pool.room = lambda: room  # type: ignore[method-assign]
-    keeper = keeper or TrashKeeper(store.context, StepRunner())
-    return trio.run(keeper.look), keeper
 
 
 def reclaim(store: Store) -> None:
@@ -99,6 +107,87 @@ def test_what_is_due_is_deleted_and_nothing_else(store: Store, tenant: TenantId)
     store.assert_sound()
     store.background.run()
     look(store, 13)
+    assert left(store) == []
+
+
+class Clocks:
+    """The machine's, which is set, and one that nobody sets, in hours."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._passed = 0.0
+        self._set_by = 0.0
+        fill(store, 0)
+        store.pool.registry.clock = lambda: (self._passed + self._set_by) * HOUR
+        self.keeper = TrashKeeper(store.context, StepRunner(), lambda: self._passed * HOUR)
+
+    def set_by(self, hours: float) -> None:
+        self._set_by += hours
+        trio.run(self.keeper.look)
+
+    def wait(self, hours: float) -> None:
+        self._passed += hours
+        trio.run(self.keeper.look)
+
+
+YEARS = 20 * 366 * 24.0
+
+
+def test_a_clock_that_is_set_forward_ends_nothing_early(store: Store, tenant: TenantId) -> None:
+    clocks = Clocks(store)
+    volume = store.volume(tenant)
+    store.run(lambda s: s.delete_volume(tenant, volume.id))
+    clocks.wait(1)
+    clocks.set_by(YEARS)
+    clocks.wait(8.9)
+    assert left(store) == [volume.id]
+    clocks.wait(0.2)
+    assert left(store) == []
+
+
+def test_what_is_due_when_the_daemon_starts_is_kept_for_an_hour(
+    store: Store, tenant: TenantId
+) -> None:
+    """The clock may be wrong, or the pool have been restored from an old backup."""
+    first, second = store.volume(tenant), store.volume(tenant)
+    store.pool.registry.clock = lambda: 0.0
+    for volume in (first, second):
+        store.run(lambda s, one=volume: s.delete_volume(tenant, one.id))  # type: ignore[misc]
+    clocks = Clocks(store)
+    clocks.set_by(YEARS)
+    clocks.wait(0.9)
+    assert left(store) == [first.id, second.id]
+    store.run(lambda s: s.trash.restore(tenant, second.id))
+    clocks.wait(0.2)
+    assert left(store) == []
+
+
+def test_a_clock_that_was_behind_makes_nothing_stay_for_years(
+    store: Store, tenant: TenantId
+) -> None:
+    volume = store.volume(tenant)
+    store.pool.registry.clock = lambda: YEARS * HOUR
+    store.run(lambda s: s.delete_volume(tenant, volume.id))
+    clocks = Clocks(store)
+    clocks.wait(1)
+    clocks.set_by(YEARS)
+    assert left(store) == [volume.id]
+    clocks.wait(11)
+    assert left(store) == []
+
+
+def test_what_was_restored_and_deleted_again_is_kept_anew(store: Store, tenant: TenantId) -> None:
+    clocks = Clocks(store)
+    volume = store.volume(tenant)
+    store.run(lambda s: s.delete_volume(tenant, volume.id))
+    clocks.wait(9)
+    store.run(lambda s: s.trash.restore(tenant, volume.id))
+    store.run(lambda s: s.delete_volume(tenant, volume.id))
+    clocks.wait(1)
+    clocks.set_by(YEARS)
+    clocks.wait(8.9)
+    assert left(store) == [volume.id]
+    clocks.wait(0.2)
     assert left(store) == []
 
 
@@ -203,7 +292,8 @@ def test_one_that_cannot_be_deleted_does_not_keep_a_full_pool_full(
             look(store, 4, percent=99)
         assert left(store) == [first, third]
         reclaim(store)
-        keeper = TrashKeeper(store.context, StepRunner())
+        keeper = TrashKeeper(store.context, StepRunner(), lambda: store.pool.registry.clock())
+        look(store, 0, keeper=keeper)
         with pytest.raises(DamagedError, match=r"map \d+ is missing"):
             look(store, 11.5, percent=99, keeper=keeper)
         assert left(store) == [first]
