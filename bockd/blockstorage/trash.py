@@ -19,7 +19,7 @@ from bockd.blockstorage import rules
 from bockd.blockstorage.contract import Page, Status, TenantId
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import StorageContext
-from bockd.blockstorage.trashbounds import beyond_quota
+from bockd.blockstorage.trashbounds import beyond_quota, is_bounded
 from bockd.blockstorage.trashcontract import TrashedNode
 from bockd.blockstorage.trashrecords import TRASH, TrashLedger, TrashRecord
 from bockd.blockstorage.volumes import naming
@@ -84,8 +84,10 @@ class Trash:
             # What is refused here is not even closed.
             _deletable(Ledger(txn), tenant, kind, node, hold)
         chosen = self._context.trash
+        at = 0.0
 
         def in_transaction(txn: Transaction, found: VolumeRecord | SnapshotRecord) -> None:
+            nonlocal at
             assert found.trashed is not None
             at = found.trashed.at
             record = _deletable(Ledger(txn), tenant, kind, node, hold)
@@ -108,16 +110,19 @@ class Trash:
         except NotFoundError:
             raise rules.not_found(kind, node) from None
         self._context.exports.forget(kind, node, kept=True)
-        await self._drop_beyond_quota(tenant, kind, node)
+        await self._drop_beyond_quota(tenant, kind, at)
 
-    async def _drop_beyond_quota(self, tenant: TenantId, kind: NodeKind, latest: int) -> None:
-        """Delete the oldest of a tenant's for good that are more than one quota. Raises nothing:
-        what was asked for is done."""
+    async def _drop_beyond_quota(self, tenant: TenantId, kind: NodeKind, at: float) -> None:
+        """Delete the oldest of a tenant's for good that are more than one quota, of which one was
+        deleted `at` this moment. Raises nothing: what was asked for is done."""
 
         def find() -> list[TrashRecord]:
+            now = max(at, self._pool.clock())
             with self._pool.index.reading() as txn:
                 quota = self._context.quota_of(Ledger(txn).tenant(tenant))
-                return beyond_quota(TrashLedger(txn).of_kind(kind, tenant), quota, latest)
+                if not is_bounded(kind, quota):
+                    return []  # and nothing is read
+                return beyond_quota(TrashLedger(txn).of_kind(kind, tenant), quota, now)
 
         try:
             beyond = await blocking(find)

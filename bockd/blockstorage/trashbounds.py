@@ -8,28 +8,47 @@ others deleted for it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from bockd.blockstorage.contract import UNLIMITED, Quota, TenantId
 from bockd.blockstorage.trashrecords import TrashRecord
+from bockd.model import NodeKind
+
+Order = tuple[bool, float, int]
 
 
-def beyond_quota(records: Iterable[TrashRecord], quota: Quota, latest: int) -> list[TrashRecord]:
+def order_at(now: float) -> Callable[[TrashRecord], Order]:
+    """Return the key by which records are sorted so that what was deleted first comes first.
+
+    What was deleted at a time that is still to come was deleted before the clock was set back, and
+    so before what has been deleted since."""
+
+    def order(record: TrashRecord) -> Order:
+        return record.deleted_at <= now, record.deleted_at, record.node.id
+
+    return order
+
+
+def is_bounded(kind: NodeKind, quota: Quota) -> bool:
+    """Return whether a quota says how many there may be."""
+    if kind is NodeKind.SNAPSHOT:
+        return quota.snapshots != UNLIMITED
+    return quota.volumes != UNLIMITED or quota.gigabytes != UNLIMITED
+
+
+def beyond_quota(records: Iterable[TrashRecord], quota: Quota, now: float) -> list[TrashRecord]:
     """Return which of a tenant's records of one kind are more than the quota allows, the oldest
     first: what is left has at most its number and its GiB. What counts in the quota is passed over,
-    and `latest`, which was deleted just now, always stays."""
-
-    def age(record: TrashRecord) -> tuple[bool, float, int]:
-        return record.node.id == latest, record.deleted_at, record.node.id
-
+    and what was deleted last always stays: of deletions at the same moment, too, whichever of them
+    asks."""
     number = gib = 0
     beyond: list[TrashRecord] = []
-    for record in sorted(records, key=age, reverse=True):
+    for record in sorted(records, key=order_at(now), reverse=True):
         if record.counted:
             continue
         number += 1
         gib += 0 if record.volume is None else record.volume.size_gib
-        if record.node.id != latest and _is_more(record, number, gib, quota):
+        if number > 1 and _is_more(record, number, gib, quota):
             beyond.append(record)
     return beyond[::-1]
 
@@ -41,17 +60,18 @@ def _is_more(record: TrashRecord, number: int, gib: int, quota: Quota) -> bool:
     return quota.gigabytes != UNLIMITED and gib > quota.gigabytes
 
 
-def by_need(records: Collection[TrashRecord]) -> list[TrashRecord]:
+def by_need(records: Collection[TrashRecord], now: float) -> list[TrashRecord]:
     """Return the records in the order in which they go when the pool is full: first those of the
     tenant that has most in the trash (by the sizes of its volumes and snapshots, written or not,
     then by their number), and of a tenant the oldest first."""
+    order = order_at(now)
     most: dict[TenantId, tuple[int, int]] = defaultdict(lambda: (0, 0))
     for record in records:
         gib, number = most[record.tenant]
         most[record.tenant] = gib + record.node.size_gib, number + 1
 
-    def need(record: TrashRecord) -> tuple[int, int, TenantId, float]:
+    def need(record: TrashRecord) -> tuple[int, int, TenantId, Order]:
         gib, number = most[record.tenant]
-        return -gib, -number, record.tenant, record.deleted_at
+        return -gib, -number, record.tenant, order(record)
 
     return sorted(records, key=need)

@@ -139,7 +139,8 @@ class TrashKeeper:
         """Delete the first that can be deleted, in the order of `by_need`; see `_expire`."""
         early = "the pool is nearly full (trash.full_percent)"
         trouble: BockdError | None = None
-        for record in by_need(kept.values()):
+        now = self._context.pool.clock()
+        for record in await trio.to_thread.run_sync(by_need, kept.values(), now):
             failed = await self._try(kept, record, early, logging.WARNING)
             if failed is None:
                 break

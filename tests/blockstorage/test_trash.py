@@ -29,7 +29,7 @@ from bockd.blockstorage.trashrecords import TrashRecord
 from bockd.errors import InUseError, InvalidStateError, NotFoundError, OverLimitError
 from bockd.model import GIB, NodeKind, VolumeId
 from bockd.pool.nodes import Nodes
-from bockd.runtime.steps import run_inline
+from bockd.runtime.steps import Blocking, Step, Steps, blocking, run_inline
 from tests.blockstorage.store import Store, first_byte, force_status, running, write_first_byte
 
 DAY = 86400.0
@@ -209,6 +209,46 @@ def test_what_was_deleted_last_stays_whatever_the_quota_is_now(store: Store) -> 
     store.pool.registry.clock = lambda: 0.0
     delete(store, tenant, second)
     assert listed(store, tenant) == [second.id]
+
+
+def test_a_clock_that_was_set_back_lets_the_oldest_go_first(store: Store) -> None:
+    tenant = store.tenant("small", Quota(volumes=2, gigabytes=9, snapshots=2))
+    store.pool.registry.clock = lambda: 1000 * DAY
+    before = [store.volume(tenant) for _ in range(2)]
+    for volume in before:
+        delete(store, tenant, volume)
+    store.pool.registry.clock = lambda: DAY
+    since = [store.volume(tenant) for _ in range(2)]
+    for volume in since:
+        delete(store, tenant, volume)
+    assert listed(store, tenant) == [volume.id for volume in since]
+
+
+def test_of_two_that_are_deleted_at_once_the_last_one_stays(store: Store) -> None:
+    """Each finds the other one, too, where the quota has become smaller."""
+    tenant = store.tenant("small", Quota(volumes=2, gigabytes=2, snapshots=2))
+    volumes = [store.volume(tenant) for _ in range(2)]
+    store.accounts.set_quota("small", lambda _: Quota(volumes=1, gigabytes=1, snapshots=1))
+    begun = []
+    for at, volume in enumerate(volumes):
+        store.pool.registry.clock = lambda at=at: float(at)  # type: ignore[misc]
+        steps = Trash(store.context).put(tenant, NodeKind.VOLUME, volume.id)
+        moving = steps.send(None)
+        assert isinstance(moving, Blocking)
+        begun.append((steps, steps.send(moving.call())))  # in the trash, and not more
+    for steps, looking in begun:
+        run_inline(resumed(steps, looking))
+    assert listed(store, tenant) == [volumes[1].id]
+
+
+async def resumed(steps: Steps[None], step: Step) -> None:
+    """The rest of an operation that is at a step."""
+    while True:
+        assert isinstance(step, Blocking)
+        try:
+            step = steps.send(await blocking(step.call))
+        except StopIteration:
+            return
 
 
 def test_without_limits_in_the_quota_all_stay(store: Store) -> None:

@@ -227,6 +227,17 @@ def test_who_has_most_in_the_trash_gives_first(store: Store, tenant: TenantId) -
     assert first not in left(store)
 
 
+def test_what_was_deleted_before_the_clock_was_set_back_goes_first(
+    store: Store, tenant: TenantId
+) -> None:
+    before, _, since = delete_at(store, tenant, 100, 1, 2)
+    look(store, 3, percent=99)
+    assert before not in left(store)
+    reclaim(store)
+    look(store, 3, percent=99)
+    assert left(store) == [since]
+
+
 def test_nothing_goes_early_while_no_space_can_return(store: Store, tenant: TenantId) -> None:
     """A backup has the lock until it ends; and what was deleted waits for reclaim after that."""
     first, second, third = delete_at(store, tenant, 1, 2, 3)
