@@ -6,7 +6,7 @@
 # Container images often forbid it: then each start of bock or bockd would compile all of their modules.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help run run-ceph test test-hostile test-others test-fast test-floors test-walk test-clients
+.PHONY: help run run-ceph test test-fast test-floors test-walk test-clients
 .PHONY: test-openstack-clients test-debian13 test-keystone soak soak-cuts soak-kills faults damage fuzz sanitize setup
 .PHONY: sanitize-threads test-kills test-ceph test-ceph-driver test-ceph-debian13 soak-ceph soak-write-back
 .PHONY: deb test-deb oci test-oci test-python docs setup-oci
@@ -23,22 +23,15 @@ run: setup-run ## set up what the daemon needs and start it (Ctrl-C stops it; AR
 run-ceph: setup-run setup-ceph ## start it on a Ceph cluster of its own, which is thrown away at the end (Ctrl-C)
 	@exec .venv/bin/python -m tests.drivers.rbd.running $(ARGS)
 
-# The hostile tests measure how long others wait: no other tests run beside them.
+# The hostile tests measure how long others wait: no other tests run beside them. The others wait for much
+# themselves: four processes keep two cores busy. tests/scheduling.py says which of them has which, in which order.
 test: setup ## set up everything and run the tests (ARGS='-k name' for some of them)
 ifeq ($(ARGS),)
-	@$(MAKE) --no-print-directory test-hostile
-	@$(MAKE) --no-print-directory test-others
+	@.venv/bin/python -m pytest tests/hostile
+	@.venv/bin/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder --ignore tests/hostile
 else
 	@.venv/bin/python -m pytest $(ARGS)
 endif
-
-test-hostile: setup
-	@.venv/bin/python -m pytest tests/hostile
-
-# They wait for much: four processes keep two cores busy. tests/scheduling.py says which of them has
-# which, and in which order.
-test-others: setup
-	@.venv/bin/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder --ignore tests/hostile
 
 # What needs no guest, no mount and no series of kills: less than three minutes on two cores.
 FAST = $(addprefix tests/,api blockstorage config dashboard drivers identity index nbd openstack pool profiles runtime setup throttle) --ignore=tests/blockstorage/test_kill.py
