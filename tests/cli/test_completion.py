@@ -21,17 +21,17 @@ SHELLS = {
 }
 """How each is begun without the user's files, and what its user is told to have in them."""
 
-TWO_WORDS = "shop two"
+TWO_WORDS = "quince two"
 """What a shell would take for two words, if it were offered as it is."""
 
 
 @pytest.fixture
 def shop(daemon: Daemon) -> Iterator[str]:
     """A volume, and another one with a name that needs quotes; its address is given."""
-    made = daemon.bock_json("volume", "create", "shop-of-ann", "--size", "1M")
+    made = daemon.bock_json("volume", "create", "quince-of-ann", "--size", "1M")
     daemon.bock("volume", "create", TWO_WORDS, "--size", "1M")
     yield made["uri"]
-    daemon.bock("volume", "delete", "shop-of-ann")
+    daemon.bock("volume", "delete", "quince-of-ann")
     daemon.bock("volume", "delete", TWO_WORDS)
 
 
@@ -52,11 +52,11 @@ def test_commands_options_and_names_are_completed(
     terminal.type(setup + "\n")
     terminal.type("echo rea''dy\n")
     terminal.wait_for("ready")
-    terminal.type("bock vol\tsh\tsho\t--js\t\n")
+    terminal.type("bock vol\tsh\tqui\t--js\t\n")
     terminal.wait_for(f'"uri": "{shop}"')
     terminal.type("exit\n")
     terminal.end()
-    assert "shop two" not in terminal.seen
+    assert "quince two" not in terminal.seen
 
 
 @pytest.mark.parametrize(

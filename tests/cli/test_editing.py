@@ -17,7 +17,8 @@ def test_a_volume_that_is_renamed_keeps_its_export(daemon: Daemon) -> None:
             f"clients connect to it at {before['uri']} as before\n"
         )
         renamed = daemon.bock_json("volume", "rename", "shop-new", "shop-new")
-        assert renamed == {**before, "name": "shop-new", "connections": 1}
+        at = daemon.bock_json("volume", "show", "shop-new")["gateway"]
+        assert renamed == {**before, "name": "shop-new", "connections": 1, "gateway": at}
     assert "no volume 'shop-old'" in daemon.refusal("volume", "show", "shop-old")
     # The name can be taken again; the export's name cannot.
     again = daemon.bock_json("volume", "create", "shop-old", "--size", "1M")
