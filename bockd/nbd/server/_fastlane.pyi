@@ -52,7 +52,13 @@ def serve(
     /,
 ) -> _Served: ...
 def serve_together(
-    lanes: list[tuple[object, ...]], loop: int, poll_ns: int, turn_ns: int, threads: int, /
+    lanes: list[tuple[object, ...]],
+    loop: int,
+    poll_ns: int,
+    turn_ns: int,
+    share_ns: int,
+    threads: int,
+    /,
 ) -> list[tuple[_Served, bool, int] | BaseException]: ...
 def read_missed(missed: bytes, reply: memoryview, style: int, /) -> None: ...
 def begin_missed(missed: bytes, reply: memoryview, style: int, /) -> Running | None: ...

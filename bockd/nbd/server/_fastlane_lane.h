@@ -22,12 +22,15 @@ typedef struct {
     int flags;
 } Planned;
 
-typedef struct {
+typedef struct Lane {
     Call call;
     View view;
     Outcome outcome;
     int number; /* among those the turn was asked for */
     int part;   /* which part of the turn it belongs to */
+    int first;  /* of those of its volume */
+    int room;   /* requests of a round, at most */
+    struct Lane *next; /* in the ring of those of its volume */
     int looks;  /* how often it was its turn to be served */
     int fresh;  /* there is something in the receive buffer that was not looked at */
     int empty;  /* nothing had come when it was looked for last */
@@ -98,7 +101,7 @@ static void plan_round(Lane *lane)
             break;
         }
         Py_ssize_t reply = request.command == CMD_READ ? header + (Py_ssize_t)request.length : 0;
-        if (lane->planned == MAX_REQUESTS || filled + reply > call->reply.len) {
+        if (lane->planned == lane->room || filled + reply > call->reply.len) {
             round->stopped = FOR_WANT_OF_ROOM;
             break;
         }

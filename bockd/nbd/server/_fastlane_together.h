@@ -23,7 +23,7 @@ typedef struct Together {
     atomic_int over; /* every thread ends with its round */
     int lanes;
     int loop; /* a descriptor: readable when the owner has something else to do */
-    int64_t poll_ns, until;
+    int64_t poll_ns, share_ns, until;
     pthread_mutex_t lock;
     pthread_cond_t left;
     int parts, next_part; /* of them, the first that no thread has taken; with `lock` */
@@ -33,20 +33,60 @@ typedef struct Together {
 
 /* -- one part of a turn ------------------------------------------------------------------------- */
 
-/* Serve each lane of a part that has something to serve; whether the turn is over. */
-static int serve_once(Together *turn, int part, int64_t *heard, PyThreadState **state)
+/* Of one round, where several volumes have the same thread: a client with more under way waits for the
+ * others in between. */
+#define MAX_SHARED_REQUESTS 32
+
+/* What one thread serves: some volumes, in turn. */
+typedef struct {
+    Together *turn;
+    int volumes;
+    Lane *next[MAX_LANES]; /* of each volume, the lane that is looked at next */
+    int64_t now, heard;    /* when something came last */
+    PyThreadState *state;
+} Part;
+
+static void find_volumes(Part *part, int number)
+{
+    Together *turn = part->turn;
+    for (int lane = 0; lane < turn->lanes; lane++)
+        if (turn->lane[lane]->part == number && turn->lane[lane]->first)
+            part->next[part->volumes++] = turn->lane[lane];
+    for (int lane = 0; lane < turn->lanes; lane++)
+        if (turn->lane[lane]->part == number)
+            turn->lane[lane]->room = part->volumes > 1 ? MAX_SHARED_REQUESTS : MAX_REQUESTS;
+}
+
+/* Serve the lanes of one volume that have something to serve: each at most once, and no more of them
+ * when the volume's share of the time is used up, unless there is no other volume. Whether one of them
+ * has ended. */
+static int serve_volume(Part *part, Lane **next)
+{
+    Together *turn = part->turn;
+    Lane *first = *next;
+    int64_t until = part->now + turn->share_ns;
+    int ended = 0;
+    do {
+        Lane *lane = *next;
+        *next = lane->next;
+        lane->looks++;
+        serve_lane(lane, &part->state);
+        if (lane->heard > part->heard)
+            part->heard = lane->heard;
+        ended |= lane->state != RUNNING;
+        part->now = now_ns();
+    } while (*next != first && (part->volumes == 1 || part->now < until) &&
+             part->now <= turn->until && !atomic_load(&turn->over));
+    return ended;
+}
+
+/* Serve each volume of a part; whether the turn is over. */
+static int serve_once(Part *part)
 {
     int over = 0;
-    for (int number = 0; number < turn->lanes && !atomic_load(&turn->over); number++) {
-        Lane *lane = turn->lane[number];
-        if (lane->part != part)
-            continue;
-        lane->looks++;
-        serve_lane(lane, state);
-        if (lane->heard > *heard)
-            *heard = lane->heard;
-        over |= lane->state != RUNNING;
-        if (now_ns() > turn->until) /* not sooner, so that each turn serves somebody */
+    for (int number = 0; number < part->volumes && !atomic_load(&part->turn->over); number++) {
+        over |= serve_volume(part, &part->next[number]);
+        if (part->now > part->turn->until) /* not sooner, so that each turn serves somebody */
             return 1;
     }
     return over;
@@ -55,21 +95,23 @@ static int serve_once(Together *turn, int part, int64_t *heard, PyThreadState **
 /* Serve the lanes of a part until the turn is over, one of them is for the owner, or nothing has
  * come for any of them for a while. Whoever `watches` ends the turn when there is something else for
  * the owner to do. Called with the interpreter's lock. */
-static void serve_part(Together *turn, int part, int watches)
+static void serve_part(Together *turn, int number, int watches)
 {
-    int64_t heard = now_ns();
-    PyThreadState *state = PyEval_SaveThread();
+    Part part = {.turn = turn};
+    find_volumes(&part, number);
+    part.now = part.heard = now_ns();
+    part.state = PyEval_SaveThread();
     while (!atomic_load(&turn->over)) {
         struct pollfd loop = {.fd = turn->loop, .events = POLLIN};
-        int64_t before = heard;
-        if (serve_once(turn, part, &heard, &state) || (watches && poll(&loop, 1, 0) > 0))
+        int64_t before = part.heard;
+        if (serve_once(&part) || (watches && poll(&loop, 1, 0) > 0))
             atomic_store(&turn->over, 1);
-        else if (heard == before && now_ns() - heard > turn->poll_ns)
+        else if (part.heard == before && now_ns() - part.heard > turn->poll_ns)
             break;
-        else if (heard == before)
+        else if (part.heard == before)
             sched_yield(); /* to a client on the same core, if there is one */
     }
-    PyEval_RestoreThread(state);
+    PyEval_RestoreThread(part.state);
 }
 
 /* The next part that nobody has taken, or -1. */
@@ -168,8 +210,8 @@ static void serve_turn(Together *turn)
 
 /* -- what Python sees --------------------------------------------------------------------------- */
 
-/* Divide the lanes into parts, those of one volume into the same: so many that there is a core for
- * each, and `threads` at most. */
+/* Divide the lanes into parts, those of one volume, which are a ring, into the same: so many that there
+ * is a core for each, and `threads` at most. */
 static void divide(Together *turn, int threads)
 {
     cpu_set_t cores;
@@ -179,13 +221,15 @@ static void divide(Together *turn, int threads)
     if (most > MAX_LANE_THREADS)
         most = MAX_LANE_THREADS;
     for (int number = 0; number < turn->lanes; number++) {
-        Lane *lane = turn->lane[number];
-        lane->part = -1;
-        for (int before = 0; before < number && lane->part < 0; before++)
+        Lane *lane = turn->lane[number], *last = NULL; /* of the same volume */
+        for (int before = 0; before < number; before++)
             if (turn->lane[before]->view.leaves == lane->view.leaves)
-                lane->part = turn->lane[before]->part;
-        if (lane->part < 0)
-            lane->part = volumes++ % most;
+                last = turn->lane[before];
+        lane->first = last == NULL;
+        lane->part = last == NULL ? volumes++ % most : last->part;
+        lane->next = last == NULL ? lane : last->next;
+        if (last != NULL)
+            last->next = lane;
     }
     turn->parts = volumes < most ? volumes : most;
 }
@@ -298,7 +342,7 @@ static int make_lanes(Together *turn, PyObject *list, PyObject *results)
 }
 
 PyDoc_STRVAR(serve_together_doc,
-"serve_together(lanes, loop, poll_ns, turn_ns, threads)\n"
+"serve_together(lanes, loop, poll_ns, turn_ns, share_ns, threads)\n"
 "-> list[tuple[tuple, bool, int] | BaseException]\n\n"
 "Serve the plain requests of several connections, in so many threads at most; see together.py. The\n"
 "exception is that one's alone.");
@@ -307,9 +351,9 @@ static PyObject *serve_together(PyObject *Py_UNUSED(module), PyObject *args)
 {
     PyObject *list;
     int loop, threads;
-    long long poll_ns, turn_ns;
-    if (!PyArg_ParseTuple(args, "O!iLLi:serve_together", &PyList_Type, &list, &loop, &poll_ns,
-            &turn_ns, &threads) ||
+    long long poll_ns, turn_ns, share_ns;
+    if (!PyArg_ParseTuple(args, "O!iLLLi:serve_together", &PyList_Type, &list, &loop, &poll_ns,
+            &turn_ns, &share_ns, &threads) ||
         running_type() == NULL)
         return NULL;
     if (PyList_Size(list) > MAX_LANES || threads < 1) {
@@ -324,6 +368,7 @@ static PyObject *serve_together(PyObject *Py_UNUSED(module), PyObject *args)
         Py_CLEAR(results);
         goto done;
     }
+    turn->share_ns = share_ns;
     turn->until = now_ns() + turn_ns;
     divide(turn, threads);
     serve_turn(turn);

@@ -419,6 +419,11 @@ class Connection:
             and self._channel.turn(self._polling.tries, 0).poll_ns > 0
         )
 
+    @property
+    def volume(self) -> object:
+        """See `together.Member`."""
+        return self._device
+
     def lane(self) -> LaneArguments | None:
         """See `together.Member`."""
         self._polling.turned()  # just now

@@ -110,6 +110,11 @@ SHARED_TURN_NS: Final = TURN_NS // 8
 """A turn that several connections take together, while others are at work that cannot take part in
 it: about as long as a batch of theirs."""
 
+SHARE_NS: Final = TURN_NS // 20
+"""How long the connections of one volume are served, in a turn that several take together, before
+the next volume's are looked at, where one thread serves both: about as long as 32 requests take. A
+round that has begun is finished."""
+
 MAX_LANES: Final = 16
 """Connections in one turn, as in _fastlane_together.h. Those beyond have the next one."""
 

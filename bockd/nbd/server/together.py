@@ -10,7 +10,10 @@ Invariants:
   between two requests of a turn of one connection holds for all. Two connections of one volume are
   served in the same thread.
 * What a turn has done is noted (`Member.took`) before anything else runs.
-* Those that a turn had no time to look at are the first of the next one.
+* Those that a turn had no time to look at are the first of the next one, and of them those of
+  volumes of which it has looked at nobody.
+* Where several volumes have the same thread they are looked at in turn, whatever the number of
+  their connections; so it is when there are more connections than a turn takes.
 * Whose part fails leaves with the error, and the others go on. If the call itself fails, nobody
   knows what was done for any of them, and all of them end.
 * One of those who have joined leads: its task makes the calls. When it leaves, another one leads.
@@ -18,20 +21,33 @@ Invariants:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any, Protocol
 
 import trio
 
 from bockd.nbd.server import fastlane
 from bockd.nbd.server.fastlane import LaneArguments, Served
-from bockd.nbd.server.limits import MAX_LANE_THREADS, MAX_LANES, SHARED_TURN_NS, TURN_NS
+from bockd.nbd.server.limits import (
+    MAX_LANE_THREADS,
+    MAX_LANES,
+    SHARE_NS,
+    SHARED_TURN_NS,
+    TURN_NS,
+)
 from bockd.nbd.server.pace import Pace
 from bockd.runtime.steprunner import running_loop
 
 
 class Member(Protocol):
     """A connection."""
+
+    @property
+    def volume(self) -> object:
+        """What it is a connection to."""
+        ...
 
     def lane(self) -> LaneArguments | None:
         """Return what is to be served in the next turn. None if it is to have no part in it."""
@@ -135,7 +151,7 @@ class Together:
     def _turn(self) -> None:
         """Serve what has come for those who wait longest."""
         served, lanes = list[_Seat](), list[LaneArguments]()
-        for seat in self._seats[:MAX_LANES]:
+        for seat in self._next():
             try:
                 lane = seat.member.lane()
             except Exception as error:  # noqa: BLE001 - raised by whose it is
@@ -162,12 +178,26 @@ class Together:
             raise
         self._batches = self.pace.batches
 
+    def _next(self) -> list[_Seat]:
+        """Return who takes part in the next turn: of each volume those who wait longest."""
+        if len(self._seats) <= MAX_LANES:
+            return self._seats.copy()
+        before = Counter[object]()
+        ranked = list[tuple[int, _Seat]]()
+        for seat in self._seats:
+            ranked.append((before[seat.member.volume], seat))
+            before[seat.member.volume] += 1
+        return [seat for _, seat in sorted(ranked, key=itemgetter(0))[:MAX_LANES]]
+
     def _reorder(self, served: list[_Seat], looks: list[int]) -> None:
-        """Put those that the turn has looked at behind all others, the least often seen first."""
-        seen = sorted(zip(looks, range(len(served)), strict=True))
-        waiting = self._seats[len(served) :]
-        missed = [served[number] for count, number in seen if not count]
-        self._seats = missed + waiting + [served[number] for count, number in seen if count]
+        """Put those that the turn has looked at behind all others, the least often seen first; and
+        of the others those to the front of whose volume it has looked at nobody."""
+        looked_at = {seat: count for seat, count in zip(served, looks, strict=True) if count}
+        seen = sorted(looked_at, key=looked_at.__getitem__)
+        others = [seat for seat in self._seats if seat not in looked_at]
+        volumes = {seat.member.volume for seat in seen}
+        others.sort(key=lambda seat: seat.member.volume in volumes)
+        self._seats = others + seen
 
     def _serve(self, lanes: list[LaneArguments], turn_ns: int) -> list[_Result]:
         """Serve one turn. Return what has become of each."""
@@ -175,7 +205,7 @@ class Together:
         loop = running_loop()
         watched = -1 if loop is None else loop.descriptor
         results: list[_Result] = fastlane.compiled.serve_together(
-            lanes, watched, self._poll_ns, turn_ns, self._threads
+            lanes, watched, self._poll_ns, turn_ns, SHARE_NS, self._threads
         )
         return results
 

@@ -204,10 +204,10 @@ def test_a_write_in_place_is_noted_for_the_next_flush() -> None:
 def test_more_lanes_than_a_turn_takes_are_refused() -> None:
     assert fastlane.compiled is not None
     with pytest.raises(ValueError, match="too many lanes"):
-        fastlane.compiled.serve_together([()] * (MAX_LANES + 1), -1, 0, 0, 1)
+        fastlane.compiled.serve_together([()] * (MAX_LANES + 1), -1, 0, 0, 0, 1)
     with pytest.raises(ValueError, match="no thread"):
-        fastlane.compiled.serve_together([()] * MAX_LANES, -1, 0, 0, 0)
-    refused = fastlane.compiled.serve_together([()] * MAX_LANES, -1, 0, 0, 1)
+        fastlane.compiled.serve_together([()] * MAX_LANES, -1, 0, 0, 0, 0)
+    refused = fastlane.compiled.serve_together([()] * MAX_LANES, -1, 0, 0, 0, 1)
     assert [type(error) for error in refused] == [
         TypeError
     ] * MAX_LANES  # no lanes, but not too many
@@ -224,7 +224,7 @@ def test_a_lane_that_is_refused_does_not_keep_another_from_being_served() -> Non
         lane.hear(stream, len(stream))
         good = lane.arguments()
         bad = (*good[:3], b"no buffer to write to", *good[4:])
-        refused, served = fastlane.compiled.serve_together([bad, good], -1, 0, SECOND_NS, 1)
+        refused, served = fastlane.compiled.serve_together([bad, good], -1, 0, SECOND_NS, 0, 1)
         assert isinstance(refused, TypeError)
         assert not isinstance(served, BaseException)
         done, goes_on, looks = served
@@ -232,6 +232,35 @@ def test_a_lane_that_is_refused_does_not_keep_another_from_being_served() -> Non
         sent = line.heard()
         judge(lane, without, stream, [sent, *lane.took(Served._make(done), goes_on=goes_on)])
         assert lane.rest() == b""
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+def test_volumes_in_one_thread_are_served_alike(connections: int) -> None:
+    """However many connections each has, and however many requests they have under way."""
+    assert fastlane.compiled is not None
+    asked = 192
+    with several_sides(structured=False, extended=False) as pairs, ExitStack() as lines:
+        (many, _), (few, _) = pairs
+        sides = [many] * connections + [few]
+        lanes = [Lane(side, lines.enter_context(closing(Line(4 * MIB)))) for side in sides]
+        for lane in lanes[:-1]:
+            lane.hear(small_reads(10 * asked), 0)
+        lanes[-1].hear(small_reads(asked) + wire.request(3, 1), 0)  # whose flush ends the turn
+        results = fastlane.compiled.serve_together(
+            [lane.arguments() for lane in lanes], -1, 0, 60 * SECOND_NS, 0, 1
+        )
+    reads = list[int]()
+    for result in results:
+        assert not isinstance(result, BaseException)
+        reads.append(Served._make(result[0]).reads)
+    assert reads.pop() == asked
+    assert asked <= sum(reads) < asked + 50
+    assert min(reads) > 0
+
+
+def small_reads(count: int) -> bytes:
+    """Whose replies take up little room."""
+    return b"".join(wire.request(0, number, 8 * PLACE_BYTES, 64) for number in range(count))
 
 
 @pytest.mark.parametrize("count", [5, MAX_LANES, MAX_LANES + 4])
@@ -244,11 +273,11 @@ async def test_all_have_their_turn_when_there_is_time_for_few_of_them(
     turns = 0
 
     def serve_together(
-        lanes: list[LaneArguments], loop: int, poll_ns: int, _: int, threads: int
+        lanes: list[LaneArguments], loop: int, poll_ns: int, _: int, *rest: int
     ) -> object:
         nonlocal turns
         turns += 1
-        return compiled.serve_together(lanes, loop, poll_ns, 0, threads)  # for one
+        return compiled.serve_together(lanes, loop, poll_ns, 0, *rest)  # for one
 
     with (
         two_sides(structured=False, extended=False) as (side, _),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -27,8 +28,8 @@ def served(*, received_bytes: int = 1, polled: int = 0) -> tuple[object, ...]:
 class FakeMember:
     """One who has something for some turns."""
 
-    def __init__(self, turns: int) -> None:
-        self.turns, self.taken = turns, 0
+    def __init__(self, turns: int, volume: str = "v") -> None:
+        self.turns, self.taken, self.volume = turns, 0, volume
 
     def lane(self) -> LaneArguments | None:
         return (self,)
@@ -48,16 +49,20 @@ class FakeLane:
         monkeypatch.setattr(fastlane, "compiled", self)
 
     def serve_together(
-        self, lanes: list[tuple[FakeMember]], _loop: int, _poll_ns: int, turn_ns: int, _threads: int
+        self, lanes: list[tuple[FakeMember]], _loop: int, _poll_ns: int, turn_ns: int, *_: int
     ) -> list[tuple[tuple[object, ...], bool, int]]:
         members = [member for (member,) in lanes]
         self.turns.append(members)
         self.turn_ns.append(turn_ns)
         self.before()
         return [
-            (served(received_bytes=self.received_bytes), one.taken + 1 < one.turns, self.looks)
-            for one in members
+            (served(received_bytes=self.received_bytes), one.taken + 1 < one.turns, looks)
+            for one, looks in zip(members, self.looks_at(members), strict=True)
         ]
+
+    def looks_at(self, members: list[FakeMember]) -> list[int]:
+        """How often it looks at each."""
+        return [self.looks] * len(members)
 
 
 @in_trio
@@ -84,6 +89,46 @@ async def test_those_beyond_what_a_turn_takes_have_the_next_one(
     assert max(len(turn) for turn in lane.turns) == MAX_LANES
     for before, after in zip(lane.turns[1:3], lane.turns[2:4], strict=True):
         assert not set(before) & set(after)
+
+
+@in_trio
+async def test_volumes_have_turns_alike_when_there_is_time_for_one_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However many connections each has, and the connections of one volume have as many, too."""
+
+    class FirstOnly(FakeLane):
+        def looks_at(self, members: list[FakeMember]) -> list[int]:
+            seen[members[0]] += 1
+            return [1] + [0] * (len(members) - 1)
+
+    FirstOnly(monkeypatch)
+    together, seen = Together(Pace(), 0), Counter[FakeMember]()
+    members = [FakeMember(120, volume) for volume in "aaaabcc"]
+    async with trio.open_nursery() as nursery:
+        for member in members:
+            nursery.start_soon(together.join, member)
+    assert seen.total() == 120
+    for volume in "abc":
+        counts = [seen[one] for one in members if one.volume == volume]
+        assert abs(sum(counts) - 40) <= 1
+        assert max(counts) - min(counts) <= 1
+
+
+@in_trio
+async def test_one_has_part_in_each_turn_beside_a_volume_with_more_than_a_turn_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lane, together = FakeLane(monkeypatch), Together(Pace(), 0)
+    alone = FakeMember(30, "few")
+    members = [FakeMember(10, "many") for _ in range(2 * MAX_LANES + 5)] + [alone]
+    async with trio.open_nursery() as nursery:
+        for member in members:
+            nursery.start_soon(together.join, member)
+    full = [turn for turn in lane.turns[1:] if len(turn) == MAX_LANES][:20]
+    assert len(full) == 20
+    assert all(alone in turn for turn in full)
+    assert all(member.taken == member.turns for member in members)
 
 
 @pytest.mark.parametrize("dropped", range(3))

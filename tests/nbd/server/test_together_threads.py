@@ -18,7 +18,7 @@ import trio.testing
 from bockd.model import MIB
 from bockd.nbd.server import fastlane
 from bockd.nbd.server.fastlane import LaneArguments
-from bockd.nbd.server.limits import MAX_LANE_THREADS
+from bockd.nbd.server.limits import MAX_LANE_THREADS, SHARE_NS
 from bockd.nbd.server.pace import Pace
 from bockd.nbd.server.together import Together
 from tests.nbd.server.serving import in_trio
@@ -66,7 +66,9 @@ def turn_with(
     assert fastlane.compiled is not None
     arguments = [lane.arguments() for lane in lanes]
     looks = list[int]()
-    for result in fastlane.compiled.serve_together(arguments, loop, poll_ns, turn_ns, threads):
+    for result in fastlane.compiled.serve_together(
+        arguments, loop, poll_ns, turn_ns, SHARE_NS, threads
+    ):
         assert not isinstance(result, BaseException), result
         looks.append(result[2])
     return looks
@@ -144,10 +146,10 @@ async def test_what_comes_for_the_loop_that_runs_ends_a_turn(
     looks = list[int]()
 
     def serve_together(
-        lanes: list[LaneArguments], loop: int, poll_ns: int, _: int, threads: int
+        lanes: list[LaneArguments], loop: int, poll_ns: int, _: int, *rest: int
     ) -> object:
         trio.lowlevel.current_trio_token().run_sync_soon(int)
-        results = compiled.serve_together(lanes, loop, poll_ns, SECOND_NS // 20, threads)
+        results = compiled.serve_together(lanes, loop, poll_ns, SECOND_NS // 20, *rest)
         looks.extend(one[2] for one in results)
         return results
 

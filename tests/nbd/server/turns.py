@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from bockd.model import BLOCK_SIZE, MIB
 from bockd.nbd.server import fastlane
 from bockd.nbd.server.fastlane import LaneArguments, Served
-from bockd.nbd.server.limits import MAX_LANE_THREADS, RECEIVE_BUFFER_BYTES
+from bockd.nbd.server.limits import MAX_LANE_THREADS, RECEIVE_BUFFER_BYTES, SHARE_NS
 from tests.nbd.protocol import wire
 from tests.nbd.server.sides import PLACE_BYTES, Line, Side, two_sides
 
@@ -68,7 +68,7 @@ def serve_together(lanes: list[Lane], polled_ns: int = 0) -> list[list[bytes]]:
     while running := [number for number, lane in enumerate(lanes) if lane.goes_on]:
         arguments = [lanes[number].arguments() for number in running]
         results = fastlane.compiled.serve_together(
-            arguments, -1, polled_ns, SECOND_NS, MAX_LANE_THREADS
+            arguments, -1, polled_ns, SECOND_NS, SHARE_NS, MAX_LANE_THREADS
         )
         for number, result in zip(running, results, strict=True):
             assert not isinstance(result, BaseException), result
@@ -114,6 +114,7 @@ class LaneMember:
         """Numbers of turns."""
         self.in_turns = 0
         self._lane, self._times, self._turns = lane, times, turns
+        self.volume = lane.side
 
     def lane(self) -> LaneArguments | None:
         if len(self.served_in) == self._times:
