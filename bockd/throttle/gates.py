@@ -19,6 +19,7 @@ import trio
 
 from bockd.model import NO_IO_LIMITS, DeviceOperation, DeviceProfile, IoLimits, VolumeId
 from bockd.profiles.device import Plan, ProfiledDevice
+from bockd.throttle.held import Held
 from bockd.throttle.throttle import Clock, Throttle, Waiter
 
 _PAUSE_NS = 1_000_000
@@ -43,7 +44,10 @@ class Applied:
 class Waiting:
     """A request that waits at a gate."""
 
-    __slots__ = ("_gate", "_granted", "_reads", "_throttle", "_waiter", "length_bytes")
+    __slots__ = (
+        *("_gate", "_granted", "_held", "_reads", "_since", "_throttle", "_waiter"),
+        "length_bytes",
+    )
 
     def __init__(
         self, gate: Gate, reads: bool, length_bytes: int, granted: Callable[[], None]
@@ -54,14 +58,31 @@ class Waiting:
         self._granted = granted
         self._throttle: Throttle
         self._waiter: Waiter
+        self._held: Held | None = None
+        """Where it counts while it waits."""
+        self._since = 0
 
     def wait_at(self, throttle: Throttle) -> None:
         """Wait at one of the gate's throttles; the volume's comes first."""
-        self._throttle = throttle
-        done = self._granted if throttle is not self._gate.throttle else self._onward
-        self._waiter = throttle.wait(self._gate, self._reads, self.length_bytes, done)
+        gate, self._throttle = self._gate, throttle
+        of_volume = throttle is gate.throttle
+        self._held, self._since = gate.held if of_volume else gate.held_by_tenant, gate.clock()
+        self._held.begin(self._since)
+        done = self._onward if of_volume else self._pass
+        self._waiter = throttle.wait(gate, self._reads, self.length_bytes, done)
+
+    def _ended(self) -> None:
+        """Count a wait that is over; once, whoever says so."""
+        held, self._held = self._held, None
+        if held is not None:
+            held.end(self._since, self._gate.clock())
+
+    def _pass(self) -> None:
+        self._ended()
+        self._granted()
 
     def _onward(self) -> None:
+        self._ended()
         tenant = self._gate.tenant
         if tenant is None or tenant.passes(self._gate, self._reads, self.length_bytes):
             self._granted()
@@ -74,12 +95,14 @@ class Waiting:
         together: none of them passes because another one has gone."""
         leaving: dict[Throttle, list[Waiter]] = {}
         for waiting in given_up:
+            waiting._ended()
             leaving.setdefault(waiting._throttle, []).append(waiting._waiter)
         for throttle, waiters in leaving.items():
             throttle.drop(waiters)
 
     def force(self) -> None:
         """Wait no more: the request passes, and those behind it pay."""
+        self._ended()
         self._throttle.force(self._waiter)
         tenant = self._gate.tenant
         if tenant is not None and self._throttle is self._gate.throttle:
@@ -89,9 +112,14 @@ class Waiting:
 class Gate:
     """See the module's docstring."""
 
-    def __init__(self, throttle: Throttle, clock: Clock) -> None:
+    def __init__(self, throttle: Throttle, clock: Clock, held: Held, by_tenant: Held) -> None:
+        """`held` and `by_tenant` are those of all gates together."""
         self.throttle = throttle
         """The volume's own."""
+        self.held = Held(held)
+        """What has waited for the volume's own limits."""
+        self.held_by_tenant = Held(by_tenant)
+        """What has waited for those of its tenant."""
         self.tenant: Throttle | None = None
         self.device: ProfiledDevice | None = None
         """What the volume is made to look like."""
@@ -208,9 +236,12 @@ class Gates:
     def __init__(self, clock: Clock = loop_time) -> None:
         self.look_up: Callable[[VolumeId], Applied] = _no_limits
         """Raises nothing. The daemon puts its own here, before anything is served."""
-        self.open = Gate(Throttle(clock, self._wake_at), clock)
+        self.clock = clock
+        self.held = Held()
+        """What has waited at the gates that there are, and were, for limits of volumes."""
+        self.held_by_tenants = Held()
+        self.open = self._new_gate()
         """For what has no limits ever: snapshots."""
-        self._clock = clock
         self._gates: dict[VolumeId, Gate] = {}
         self._tenants: dict[str, Throttle] = {}
         self._due: dict[Throttle, int] = {}
@@ -220,10 +251,18 @@ class Gates:
     def __iter__(self) -> Iterator[VolumeId]:
         return iter(list(self._gates))
 
+    def _new_gate(self) -> Gate:
+        throttle = Throttle(self.clock, self._wake_at)
+        return Gate(throttle, self.clock, self.held, self.held_by_tenants)
+
+    def find(self, volume: VolumeId) -> Gate | None:
+        """Return the gate of a volume as it is; None if the volume was not used."""
+        return self._gates.get(volume)
+
     def gate(self, volume: VolumeId) -> Gate:
         """Return the gate of a volume, with the limits that hold now."""
         if volume not in self._gates:
-            self._gates[volume] = Gate(Throttle(self._clock, self._wake_at), self._clock)
+            self._gates[volume] = self._new_gate()
         self.refresh((volume,))
         return self._gates[volume]
 
@@ -248,7 +287,7 @@ class Gates:
         assert applied.tenant is not None
         throttle = self._tenants.get(applied.tenant)
         if throttle is None:
-            throttle = self._tenants[applied.tenant] = Throttle(self._clock, self._wake_at)
+            throttle = self._tenants[applied.tenant] = Throttle(self.clock, self._wake_at)
         if throttle.limits != applied.tenant_limits:
             throttle.configure(applied.tenant_limits)
             for gate in self._gates.values():
@@ -271,7 +310,7 @@ class Gates:
             pause = math.inf
             if self._due:
                 at = max(min(self._due.values()), self._looked_at + _PAUSE_NS)
-                pause = max(0, at - self._clock()) / _SECOND_NS
+                pause = max(0, at - self.clock()) / _SECOND_NS
             with trio.move_on_after(pause) as scope:
                 await self._sooner.wait()
             if scope.cancelled_caught:
@@ -279,7 +318,7 @@ class Gates:
 
     def look(self) -> None:
         """Wake those whose time has come."""
-        self._looked_at = now = self._clock()
+        self._looked_at = now = self.clock()
         for throttle in [throttle for throttle, at in self._due.items() if at <= now]:
             del self._due[throttle]
             throttle.pump()

@@ -19,6 +19,7 @@ from prometheus_client.core import (
 
 from bockd.blockstorage.records import Ledger
 from bockd.daemon.metrics.histograms import COARSE, FINE, cumulative
+from bockd.daemon.metrics.limits import GateCounts, Gated, each_gate, gate_sums
 from bockd.errors import BockdError
 from bockd.model import NodeKind, SnapshotId, VolumeId, export_name
 from bockd.nbd.server.durations import Operation
@@ -28,6 +29,7 @@ from bockd.nbd.server.registry import ExportState
 from bockd.nbd.server.statistics import ExportStatistics
 from bockd.pool.pool import Pool
 from bockd.runtime.pace import Pace
+from bockd.throttle.gates import Gate
 
 NAMES = {one: one.name.lower() for one in Operation}
 """Of operations, as the label `operation` has them."""
@@ -58,11 +60,12 @@ class ExportMetrics:
     async def families(self, pace: Pace) -> list[Metric]:
         """Collect what was counted until now."""
         exports = self._server.exports()
-        total, in_flight = ExportStatistics(), 0
+        total, in_flight, counts = ExportStatistics(), 0, GateCounts()
         total.merge(self._server.forgotten)
-        for _, state in exports:
+        for key, state in exports:
             total.merge(state.statistics)
             in_flight += requests_in_flight(state)
+            counts.add(self._gate(key))
             await pace.step()
         self._choose(exports)
         shown = []
@@ -85,7 +88,21 @@ class ExportMetrics:
                 len(shown),
             ),
             *await each(shown, pace),
+            *await self._gated(shown, counts, pace),
         ]
+
+    def _gate(self, key: ExportKey) -> Gate | None:
+        """None: a snapshot, or nobody has asked for its limits yet."""
+        is_volume = key.kind is NodeKind.VOLUME
+        return self._server.gates.find(VolumeId(key.id)) if is_volume else None
+
+    async def _gated(self, shown: list[_Shown], counts: GateCounts, pace: Pace) -> list[Metric]:
+        found = [
+            Gated(one.name, one.tenant, gate)
+            for one in shown
+            if (gate := self._gate(ExportKey(one.kind, one.id))) is not None
+        ]
+        return [*gate_sums(self._server.gates, counts), *await each_gate(found, pace)]
 
     def _choose(self, exports: list[tuple[ExportKey, ExportState]]) -> None:
         states = dict(exports)

@@ -60,6 +60,10 @@ def row_of(scrape: Scrape, family: str) -> tuple[str, Row]:
 def scrape(daemon: Bockd) -> Scrape:
     """Of a daemon that has done something of each kind."""
     daemon.bock("volume", "create", "one", "--size", "1M")
+    limits = ("--iops", "100000", "--bps", "1GiB")
+    daemon.bock("volume", "limit", "one", *limits)
+    daemon.bock("tenant", "limit", "demo", *limits)
+    daemon.bock("volume", "profile", "one", "ssd-sata")
     with daemon.connected("one") as client:
         client.pwrite(b"x" * 4096, 0)
         return Scrape.fresh(daemon)

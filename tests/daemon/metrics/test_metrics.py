@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import httpx
+import nbd
 import pytest
 
 from bockd.model import split_export_uri
@@ -107,6 +108,68 @@ def test_what_is_deleted_has_no_series_and_stays_in_the_sums(daemon: Bockd) -> N
     assert after.value("bockd_operation_seconds_count", operation="write") == 7
     assert after.value("bockd_operation_bytes_total", operation="write") == 7 * 4096
     assert after.value("bockd_pool_volumes") == 0
+
+
+def test_what_waits_for_limits_is_counted(daemon: Bockd) -> None:
+    daemon.bock("volume", "create", "held", "--size", "1M")
+    daemon.bock("volume", "limit", "held", "--bps", "1")  # the first read owes for an hour
+    with daemon.connected("held") as client:
+        client.pread(4096, 0)
+        first = Scrape.fresh(daemon)
+        for _ in range(2):
+            client.aio_pread(nbd.Buffer(4096), 0)
+        while (held := Scrape.fresh(daemon)).value("bockd_requests_held", limits="volume") < 2:
+            pass
+        later = Scrape.fresh(daemon)
+        daemon.bock("volume", "limit", "held", "--none")
+        while client.aio_in_flight():
+            client.poll(-1)
+    after = Scrape.fresh(daemon)
+    scrapes = (first, held, later, after)
+    for name in ("bockd_held", "bockd_export_held"):
+        requests = f"{name}_requests_total"
+        assert [one.value(requests, limits="volume") for one in scrapes] == [0, 2, 2, 2]
+        assert [one.value(requests, limits="tenant") for one in scrapes] == [0, 0, 0, 0]
+        waited = [one.value(f"{name}_seconds_total", limits="volume") for one in scrapes]
+        assert waited == sorted(set(waited))  # also while they wait
+    assert after.value("bockd_requests_held", limits="volume") == 0
+    assert after.value("bockd_export_bytes_total", export="held", operation="read") == 3 * 4096
+    daemon.wait_until_unused("held")
+    daemon.bock("volume", "delete", "held")
+    assert Scrape.fresh(daemon).value("bockd_held_requests_total", limits="volume") == 2
+
+
+def test_limits_and_profiles_that_hold_are_shown(daemon: Bockd) -> None:
+    operations, moved = (f"bockd_export_limit_{one}_per_second" for one in ("operations", "bytes"))
+    of_tenant = "bockd_tenant_limit_operations_per_second"
+    daemon.bock("volume", "create", "one", "--size", "1M")
+    daemon.bock("volume", "create", "other", "--size", "1M")
+    with daemon.connected("one"), daemon.connected("other"):
+        before = Scrape.fresh(daemon)
+        daemon.bock("volume", "limit", "one", "--iops", "20", "--write-bps", "1MiB")
+        daemon.bock("volume", "profile", "other", "ssd-sata")
+        held = Scrape.fresh(daemon)
+        daemon.bock("tenant", "limit", "demo", "--read-iops", "30")
+        daemon.bock("volume", "limit", "one", "--none")
+        daemon.bock("volume", "profile", "other", "--off")
+        after = Scrape.fresh(daemon)
+    counts = [
+        (one.value("bockd_exports_limited"), one.value("bockd_exports_profiled"))
+        for one in (before, held, after)
+    ]
+    assert counts == [(0, 0), (1, 1), (2, 0)]
+    for none in (before, after):
+        assert none.values(operations) == none.values(moved) == []
+        assert none.values("bockd_export_profile_info") == []
+    assert held.values(operations) == held.values(operations, export="one", operation="all") == [20]
+    assert held.values(moved) == held.values(moved, export="one", operation="write") == [MIB]
+    profiled = {"export": "other", "profile": "ssd-sata"}
+    assert held.values("bockd_export_profile_info") == [1]
+    assert held.values("bockd_export_profile_info", **profiled) == [1]
+    (tenant,) = after.label("bockd_export_info", "tenant")
+    assert before.values(of_tenant) == held.values(of_tenant) == []
+    assert after.values(of_tenant) == [30]
+    assert after.values(of_tenant, tenant=tenant, operation="read") == [30]
 
 
 def test_only_so_many_exports_have_series(tmp_path: Path) -> None:

@@ -115,6 +115,7 @@ def test_a_prometheus_scrapes_a_daemon(tmp_path: Path) -> None:
         scraping(daemon, tmp_path) as prometheus,
     ):
         daemon.bock("volume", "create", "disk1", "--size", "1M")
+        daemon.bock("volume", "limit", "disk1", "--iops", "100000", "--bps", "1GiB")
         with daemon.connected("disk1") as client:
             wait_for(prometheus, 'bockd_export_clients{export="disk1"} == 1', tmp_path)
             client.pwrite(b"x" * 4096, 0)
