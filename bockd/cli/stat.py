@@ -22,13 +22,12 @@ import click
 from bockd.cli.arguments import reference
 from bockd.cli.client import ControlClient, connect
 from bockd.cli.completion import complete_volume
+from bockd.cli.live import Sheet, show_live
 from bockd.cli.output import (
     GAP,
     Column,
     json_option,
-    make_columns,
     make_console,
-    make_table,
     print_json,
     print_table,
     printable,
@@ -42,9 +41,6 @@ from bockd.pool.reports import Space
 
 SPACE_SECONDS = 0.3
 """How long one refresh of the live table may spend on asking for space."""
-
-HEADER_LINES = 3
-"""Of the terminal's height: titles, what is not shown, and the cursor."""
 
 MIN_INTERVAL_SECONDS = 0.1
 
@@ -282,15 +278,26 @@ class Observer(Protocol):
         ...
 
 
+def sleep(seconds: float) -> bool:
+    """Sleep, and return that it goes on."""
+    time.sleep(seconds)
+    return True
+
+
 def ticks(
-    watch: Observer, interval: float, interrupted: Callable[[], bool]
+    watch: Observer,
+    interval: float,
+    interrupted: Callable[[], bool],
+    wait: Callable[[float], bool] = sleep,
 ) -> Iterator[tuple[float, list[Activity]]]:
-    """Yield one observation for each interval (seconds), until it is interrupted."""
+    """Yield one observation for each interval (seconds), until it is interrupted, or `wait`, which
+    waits for so many seconds, returns that it is over."""
     due = time.monotonic()
     while not interrupted():
         # One that is late, because it was stopped or the daemon was slow, does not hurry after.
         due = max(due + interval, time.monotonic())
-        time.sleep(max(0.0, due - time.monotonic()))
+        if not wait(max(0.0, due - time.monotonic())):
+            return
         yield watch.next()
 
 
@@ -334,7 +341,8 @@ def stat(volume: str | None, interval: float, once: bool, as_json: bool) -> None
     """Show what each volume does: requests, bytes, latency, space. Ctrl-C ends it.
 
     READ/s and WRITE/s are requests, the columns after them bytes. Latency is the time inside the
-    daemon over recent requests. With --json each interval is one line.
+    daemon over recent requests. With --json each interval is one line. At a terminal q ends it,
+    too, the arrows sort and move, space stands still, and ? shows all keys.
 
     \b
     bock stat
@@ -344,14 +352,15 @@ def stat(volume: str | None, interval: float, once: bool, as_json: bool) -> None
     with noticing_interrupts() as interrupted:
         try:
             watch = Watch(connect(), volume, None if once else SPACE_SECONDS)
-            observed = ticks(watch, interval, interrupted)
-            if once:
-                observed = islice(observed, 1)
             if once or as_json or not can_renew():
-                for seconds, rows in observed:
+                observed = ticks(watch, interval, interrupted)
+                for seconds, rows in islice(observed, 1 if once else None):
                     show_plain(seconds, rows, as_json=as_json)
             else:
-                show_live(observed)
+                show_live(
+                    SHEET,
+                    lambda wait: (rows for _, rows in ticks(watch, interval, interrupted, wait)),
+                )
         except KeyboardInterrupt:
             if once:
                 raise
@@ -379,18 +388,28 @@ def fitted(cells: Sequence[Sequence[str]], width: int) -> tuple[list[str], list[
     return titles, [[row[number] for number in chosen] for row in cells]
 
 
-def show_live(observed: Iterator[tuple[float, list[Activity]]]) -> None:
-    """Show a table that is redrawn in place, with the busiest rows when there are too many."""
-    from rich.console import Group
-    from rich.live import Live
-    from rich.text import Text
+def sort_value(row: Activity, column: int) -> str | float:
+    """Return by what rows are sorted, of a column."""
+    space = row.space
+    values: tuple[str | float, ...] = (
+        row.id,
+        row.name,
+        row.status,
+        row.connections,
+        row.reads_per_second,
+        row.read_bytes_per_second,
+        row.writes_per_second,
+        row.written_bytes_per_second,
+        row.flushes_per_second,
+        row.trims_per_second,
+        row.latency_p50_us,
+        row.latency_p99_us,
+        row.latency_p999_us,
+        row.errors,
+        -1 if space is None else space.exclusive_bytes,
+        -1 if space is None else space.shared_bytes,
+    )
+    return values[column]
 
-    console = make_console()
-    with Live(console=console, auto_refresh=False) as live:
-        for _, rows in observed:
-            shown = busiest(rows, max(1, console.height - HEADER_LINES))
-            titles, cells = fitted([table_row(row) for row in shown], console.width)
-            table = make_table(make_columns(titles, cells), cells)
-            left = len(rows) - len(shown)
-            more = [Text(f"and {left} with fewer requests")] if left else []
-            live.update(Group(table, *more), refresh=True)
+
+SHEET = Sheet([title for title, _ in COLUMNS], table_row, sort_value, fitted, busiest)

@@ -5,6 +5,7 @@ What a test asks of the daemon goes through `Daemon`.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
@@ -140,14 +141,25 @@ def acting(daemon: Daemon, username: str, password: str, tenant: str) -> dict[st
     return {**found, **mine}
 
 
+def _control() -> None:
+    """Make standard input the terminal of our session."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 class Terminal:
     """A program at a terminal of its own."""
 
     def __init__(
-        self, daemon: Daemon, *arguments: str | Path, rows: int | None = None, **more: str
+        self,
+        daemon: Daemon,
+        *arguments: str | Path,
+        rows: int | None = None,
+        controls: bool = False,
+        **more: str,
     ) -> None:
         """`rows`: how many the terminal has, of 200 columns. The environment says so, too: what a
-        program at a terminal believes more, and readline, once imported, sets for its process."""
+        program at a terminal believes more, and readline, once imported, sets for its process. One
+        that `controls` makes signals of keys (Ctrl-C), as a person's does."""
         self._main, other = pty.openpty()
         rows = rows or 24
         termios.tcsetwinsize(other, (rows, 200))
@@ -164,6 +176,7 @@ class Terminal:
                 **more,
             },
             start_new_session=True,
+            preexec_fn=_control if controls else None,
         )
         os.close(other)
         self.seen = ""
@@ -178,6 +191,14 @@ class Terminal:
     def type(self, text: str) -> None:
         """What a person types."""
         os.write(self._main, text.encode())
+
+    @property
+    def echoes(self) -> bool:
+        """Whether it shows what is typed, and hands it over line by line."""
+        local: int = termios.tcgetattr(self._main)[3]
+        echoing = termios.ECHO | termios.ICANON
+        assert local & echoing in (0, echoing)
+        return bool(local & echoing)
 
     def signal(self, number: int) -> None:
         """Send a signal to the program, and not to its children."""
