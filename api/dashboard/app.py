@@ -71,5 +71,5 @@ def create_dashboard_app(
 
     app.include_router(page_router())
     app.include_router(data_router(control, images, accounts, storage, heat))
-    app.include_router(change_router(control, storage))
+    app.include_router(change_router(control, accounts, storage))
     return app

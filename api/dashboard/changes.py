@@ -6,20 +6,22 @@ operator has typed it, so that a page which shows yesterday's list deletes nothi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 from fastapi import APIRouter
 from pydantic import Field
 
-from api.control import Body
+from api.control import Body, LimitsBody
 from api.dashboard.audit import AuditedRoute
 from bockd.blockstorage.contract import BlockStorage, ImageId, NewSnapshot, NewVolume, TenantId
 from bockd.blockstorage.trashcontract import StorageWithTrash
-from bockd.control import Control
+from bockd.control import AccountControl, Control
 from bockd.errors import ConflictError, InvalidRequestError, NotFoundError
-from bockd.model import SnapshotId, VolumeId
+from bockd.model import DeviceProfile, IoLimits, SnapshotId, VolumeId
 from bockd.pool.reports import CheckReport
+from bockd.profiles.builtin import built_in
+from bockd.profiles.document import MAX_SEED, read_profile
 
 CHANGES_PATH = "/do"
 
@@ -91,6 +93,36 @@ class DeleteSnapshot(Body):
     name: str
 
 
+class LimitVolume(OfVolume):
+    """Limits that replace those that there are; null: the configuration's."""
+
+    limits: LimitsBody | None
+
+
+class LimitTenant(Body):
+    """The same, of all volumes of a tenant together."""
+
+    tenant: str
+    limits: LimitsBody | None
+
+
+class ProfileVolume(OfVolume):
+    """The name of a profile that bockd brings, or one as docs/profiles.md has its fields; null: it
+    is itself again."""
+
+    profile: str | dict[str, Any] | None
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    """None: the profile's own."""
+
+    def wanted(self) -> DeviceProfile | None:
+        """Return the profile. Raises NotFoundError, InvalidRequestError."""
+        if self.profile is None:
+            return None
+        given = self.profile
+        found = built_in(given) if isinstance(given, str) else read_profile(given)
+        return found if self.seed is None else replace(found, seed=self.seed)
+
+
 class InTrash(Body):
     """What a tenant has in the trash."""
 
@@ -112,12 +144,15 @@ class Deleted:
     """It is in the trash, and can be restored."""
 
 
-def change_router(control: Control, storage: StorageWithTrash) -> APIRouter:
+def change_router(
+    control: Control, accounts: AccountControl, storage: StorageWithTrash
+) -> APIRouter:
     """Build the router of what changes the pool."""
     router = APIRouter(prefix=CHANGES_PATH, route_class=AuditedRoute)
     router.include_router(volume_changes(storage))
     router.include_router(deletions(storage))
     router.include_router(attachment_changes(storage))
+    router.include_router(performance_changes(control, accounts, storage))
 
     @router.post("/check")
     async def check() -> CheckReport:
@@ -221,6 +256,34 @@ def attachment_changes(storage: BlockStorage) -> APIRouter:
         await storage.detach(
             TenantId(body.tenant), body.server, VolumeId(body.volume), force=body.force
         )
+
+    return router
+
+
+def performance_changes(
+    control: Control, accounts: AccountControl, storage: BlockStorage
+) -> APIRouter:
+    """Build the router of limits of I/O and of device profiles. They are the operator's; but the
+    volume must be the tenant's that the page has shown."""
+    router = APIRouter(route_class=AuditedRoute)
+
+    def asked(limits: LimitsBody | None) -> IoLimits | None:
+        return None if limits is None else limits.wanted()
+
+    async def owned(body: OfVolume) -> str:
+        return str((await storage.show_volume(TenantId(body.tenant), VolumeId(body.volume))).id)
+
+    @router.post("/limit-volume", status_code=204)
+    async def limit_volume(body: LimitVolume) -> None:
+        await control.limit_volume(await owned(body), asked(body.limits))
+
+    @router.post("/profile-volume", status_code=204)
+    async def profile_volume(body: ProfileVolume) -> None:
+        await control.profile_volume(await owned(body), body.wanted())
+
+    @router.post("/limit-tenant", status_code=204)
+    async def limit_tenant(body: LimitTenant) -> None:
+        await accounts.limit_tenant(body.tenant, asked(body.limits))
 
     return router
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import trio
@@ -33,6 +33,8 @@ from bockd.errors import NotSupportedError
 from bockd.model import NodeKind, Server, VolumeId
 from bockd.pool.gateways import Gateway
 from bockd.pool.reports import ScrubStatus, Space
+from bockd.profiles.builtin import BUILT_IN
+from bockd.profiles.document import profile_document
 
 DATA_PATH = "/data"
 
@@ -76,6 +78,16 @@ class Choices:
 
     servers: tuple[Server, ...]
     images: tuple[ImageInfo, ...]
+    profiles: tuple[str, ...]
+    """Names of the device profiles that bockd brings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What a volume is made to look like."""
+
+    profile: dict[str, Any] | None
+    """As docs/profiles.md has its fields."""
 
 
 class Node(BaseModel):
@@ -134,7 +146,16 @@ def data_router(
 
     @router.get("/choices")
     async def get_choices() -> Choices:
-        return Choices(tuple(await control.list_servers()), tuple(await images.list_images()))
+        return Choices(
+            servers=tuple(await control.list_servers()),
+            images=tuple(await images.list_images()),
+            profiles=tuple(BUILT_IN),
+        )
+
+    @router.get("/profile")
+    async def get_profile(volume: Annotated[int, Query(ge=0)]) -> Profile:
+        found = (await control.show_volume(str(volume))).profile
+        return Profile(None if found is None else profile_document(found))
 
     @router.get("/space")
     async def get_space(node: Annotated[Node, Query()]) -> Space:

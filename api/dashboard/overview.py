@@ -19,7 +19,7 @@ from bockd.blockstorage.contract import Snapshot, TenantId, Volume
 from bockd.blockstorage.trashcontract import StorageWithTrash, TrashedNode
 from bockd.control import AccountControl, Control, SnapshotInfo, TenantInfo, VolumeInfo
 from bockd.errors import DamagedError
-from bockd.model import NodeKind
+from bockd.model import NO_IO_LIMITS, IoLimits, NodeKind
 from bockd.pool.caches import CacheState
 
 N = TypeVar("N", Volume, Snapshot)
@@ -73,6 +73,12 @@ class ShownVolume(Shown):
     device: str | None
     cache: CacheState | None
     """With the reason that tenants are not told; None: it has none, or belongs to nobody."""
+    limits: IoLimits | None
+    """What its I/O is held to; None: nothing."""
+    own_limits: bool
+    """As VolumeInfo has it."""
+    profile: str | None
+    """The name of what it is made to look like."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +188,9 @@ def shown_volume(found: VolumeInfo, owned: Owned[Volume]) -> ShownVolume:
         server=None if attachment is None else attachment.server_id,
         device=None if attachment is None else attachment.device,
         cache=None if backing is None else backing.cache,
+        limits=None if found.limits == NO_IO_LIMITS else found.limits,
+        own_limits=found.own_limits,
+        profile=None if found.profile is None else found.profile.name,
     )
 
 

@@ -124,10 +124,83 @@ def test_the_rules_are_those_of_block_storage(operator: Visitor) -> None:
     operator.do("delete-volume", **mine, name="ruled")
 
 
+def test_limits_and_a_profile_are_set_shown_and_taken_away(
+    daemon: Bockd, operator: Visitor
+) -> None:
+    whose = tenant(operator)
+    volume = operator.do("create-volume", tenant=whose, name="slowed", size_bytes=MIB)["id"]
+    mine = {"tenant": whose, "volume": volume}
+
+    def shown() -> dict[str, object]:
+        (found,) = operator.data("overview?fresh=true")["volumes"]
+        return {name: found[name] for name in ("limits", "own_limits", "profile")}
+
+    assert shown() == {"limits": None, "own_limits": False, "profile": None}
+    limits = {"iops": {"per_second": 500, "burst": 2000, "burst_seconds": 30}, "iops_size": 16384}
+    operator.do("limit-volume", **mine, limits=limits)
+    operator.do("profile-volume", **mine, profile="ssd-sata", seed=7)
+    found = shown()
+    assert isinstance(found["limits"], dict)
+    assert {name: one for name, one in found["limits"].items() if one is not None} == limits
+    assert (found["own_limits"], found["profile"]) == (True, "ssd-sata")
+    in_bock = daemon.bock("volume", "profile", "slowed")
+    assert (in_bock["profile"]["seed"], in_bock["limits"]["iops"]["burst"]) == (7, 2000)
+
+    # What is shown can be given back.
+    document = operator.data(f"profile?volume={volume}")["profile"]
+    assert (document["name"], document["seed"]) == ("ssd-sata", 7)
+    operator.do("profile-volume", **mine, profile={**document, "name": "mine"})
+    assert operator.data(f"profile?volume={volume}")["profile"] == {**document, "name": "mine"}
+
+    operator.do("limit-volume", **mine, limits={})
+    operator.do("profile-volume", **mine, profile=None)
+    assert shown() == {"limits": None, "own_limits": True, "profile": None}
+    assert operator.data(f"profile?volume={volume}") == {"profile": None}
+    operator.do("limit-volume", **mine, limits=None)
+    assert not shown()["own_limits"]
+
+    operator.do("limit-tenant", tenant=whose, limits={"bps": {"per_second": MIB}})
+    (seen,) = operator.data("overview?fresh=true")["tenants"]
+    assert (seen["limits"]["bps"]["per_second"], seen["own_limits"]) == (MIB, True)
+    operator.do("limit-tenant", tenant=whose, limits=None)
+    operator.do("delete-volume", **mine, name="slowed")
+
+
+def test_bad_limits_and_profiles_are_refused_and_change_nothing(operator: Visitor) -> None:
+    whose = tenant(operator)
+    volume = operator.do("create-volume", tenant=whose, name="right", size_bytes=MIB)["id"]
+    mine = {"tenant": whose, "volume": volume}
+    one = {"iops": {"per_second": 1}}
+    refused = (
+        ("limit-volume", {**mine, "limits": {"iops": {"per_second": 0}}}, 400),
+        ("limit-volume", {**mine, "limits": {"iops": {"per_second": 9, "burst": 8}}}, 400),
+        ("limit-volume", {**mine, "limits": {"iops_size": 4096}}, 400),
+        ("limit-volume", {**mine, "limits": {"more": {"per_second": 1}}}, 400),
+        ("limit-volume", {**mine, "limits": {"iops": {"per_second": "1"}}}, 400),
+        ("limit-volume", mine, 400),
+        ("limit-volume", {**mine, "tenant": "another", "limits": one}, 404),
+        ("limit-volume", {**mine, "volume": 4711, "limits": one}, 404),
+        ("limit-tenant", {"tenant": "another", "limits": one}, 404),
+        ("profile-volume", {**mine, "profile": "nothing"}, 404),
+        ("profile-volume", {**mine, "profile": {"read_us": 1}}, 400),
+        ("profile-volume", {**mine, "profile": "ssd-sata", "seed": -1}, 400),
+        ("profile-volume", {**mine, "tenant": "another", "profile": None}, 404),
+        ("profile-volume", mine, 400),
+    )
+    for path, body, status in refused:
+        answer = operator.post(f"/do/{path}", body)
+        assert answer.status_code == status, (path, body, answer.text)
+        assert answer.json()["error"]["message"]
+    (found,) = operator.data("overview?fresh=true")["volumes"]
+    assert (found["limits"], found["own_limits"], found["profile"]) == (None, False, None)
+    operator.do("delete-volume", **mine, name="right")
+
+
 def test_the_pool_and_its_health(daemon: Bockd, operator: Visitor) -> None:
     health = operator.data("health")
     assert health["daemon"]["data_dir"] == str(daemon.data_dir)
     assert (health["scrub"]["damaged"], health["gateways"]) == ([], [])
     assert operator.data("pool")["directory"] == str(daemon.data_dir)
-    assert operator.data("choices") == {"servers": [], "images": []}
+    choices = operator.data("choices")
+    assert (choices["servers"], choices["images"]) == ([], [])
     assert operator.do("check")["clean"]

@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from tests.daemon.process import Bockd, program, serving
-from tests.dashboard.browser import WAIT_MS, chromium, operating
+from tests.dashboard.browser import WAIT_MS, Screen, chromium, operating
 
 MIB = 1 << 20
 
@@ -272,7 +272,7 @@ def test_what_a_screen_reader_says(browser: Browser, daemon: Bockd) -> None:
         page.get_by_role("link", name="read aloud").click()
         toolbar = page.get_by_role("toolbar", name="What to do")
         expect(toolbar.get_by_role("button")).to_have_text(
-            ["Snapshot", "Clone", "Extend", "Attach", "Delete"]
+            ["Snapshot", "Clone", "Extend", "Attach", "Limits", "Profile", "Delete"]
         )
         expect(page).to_have_title("read aloud - bockd")
         toolbar.get_by_role("button", name="Attach").click()
@@ -350,10 +350,15 @@ def test_on_a_phone_in_the_dark(browser: Browser, daemon: Bockd) -> None:
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(15, 19, 23)"
         screen.at("#/")
         page.get_by_role("button", name="New volume").click()
-        box = page.get_by_role("dialog").bounding_box()
-        assert box is not None
-        assert box["x"] >= 0
-        assert box["x"] + box["width"] <= 390
+        fits_a_phone(page.get_by_role("dialog"))
+        page.keyboard.press("Escape")
+        screen.at(f"#/volume/{volume}")
+        page.get_by_role("button", name="Limits").click()
+        fits_a_phone(page.get_by_role("dialog"))
+        last = page.get_by_role("group", name="Bytes written").get_by_label("Seconds")
+        last.scroll_into_view_if_needed()
+        fits_a_phone(last)
+        page.keyboard.press("Escape")
         small = [
             one.inner_text()
             for one in page.get_by_role("button").all()
@@ -362,6 +367,138 @@ def test_on_a_phone_in_the_dark(browser: Browser, daemon: Bockd) -> None:
         assert small == []
     daemon.bock("snapshot", "delete", f"{name}-then")
     daemon.bock("volume", "delete", name)
+
+
+def fits_a_phone(shown: Locator) -> None:
+    """It lies within the screen's width."""
+    box = shown.bounding_box()
+    assert box is not None
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= 390
+
+
+def refused(screen: Screen, times: int) -> None:
+    """The browser complains of so many answers with 400, and of nothing else."""
+    assert ["400" in one for one in screen.complaints] == [True] * times
+    screen.complaints.clear()
+
+
+def test_limits_are_set_by_a_form_and_shown(browser: Browser, daemon: Bockd) -> None:
+    daemon.bock("volume", "create", "limited", "--size", "1M")
+    with operating(browser, daemon) as screen:
+        page = screen.page
+        facts = page.locator("dl").first
+        page.get_by_role("link", name="limited").click()
+        expect(facts).to_contain_text("Limitsnone")
+
+        def set_limits(which: str = "Those below", **fields: str) -> Locator:
+            """Fill the form, with "Group__Field" as names."""
+            page.get_by_role("button", name="Limits").click()
+            dialog = page.get_by_role("dialog", name="Limits of limited")
+            dialog.get_by_label("Limits", exact=True).select_option(which)
+            for name, text in fields.items():
+                group, field = name.split("__")
+                row = dialog.get_by_role("group", name=group.replace("_", " "), exact=True)
+                row.get_by_label(field.replace("_", " ")).fill(text)
+            dialog.get_by_role("button", name="Set limits").click()
+            return dialog
+
+        wrong = {
+            "Operations__In_a_second": ("many", "many is no number"),
+            "Bytes__In_a_second": ("50", "50 is no number of bytes: write 50 MiB"),
+            "Reads__Burst": ("7", "Reads: a burst needs the limit, too"),
+        }
+        for field, (text, said) in wrong.items():
+            dialog = set_limits(**{field: text})
+            expect(dialog.get_by_role("alert")).to_contain_text(said)
+            page.keyboard.press("Escape")
+        dialog = set_limits(Operations__In_a_second="500", Operations__Burst="400")
+        expect(dialog.get_by_role("alert")).to_contain_text("the burst of iops is 400")
+        page.keyboard.press("Escape")
+        refused(screen, 1)
+        set_limits(
+            Operations__In_a_second="500",
+            Operations__Burst="2000",
+            Operations__Seconds="30",
+            Bytes_written__In_a_second="1.5 MiB",
+        )
+        expect(page.get_by_role("status").first).to_have_text("The volume has these limits.")
+        text = "500 operations/s, bursts of 2000/s for 30 s; 1.5 MiB/s written"
+        expect(facts).to_contain_text(text)
+        limits = daemon.bock("volume", "profile", "limited")["limits"]
+        assert limits["iops"] == {"per_second": 500, "burst": 2000, "burst_seconds": 30}
+        assert limits["write_bps"]["per_second"] == 3 * MIB // 2
+
+        # What stands there is what holds: one is changed, the others stay.
+        set_limits(Operations__In_a_second="600")
+        expect(facts).to_contain_text(text.replace("500", "600"))
+        screen.at("#/")
+        expect(page.get_by_role("row").filter(has_text="limited")).to_contain_text(
+            "600 operations/s"
+        )
+        page.get_by_role("link", name="limited").click()
+        set_limits("None")
+        expect(facts).to_contain_text("Limitsnone")
+
+        screen.at("#/pool")
+        page.get_by_role("button", name="Limits of tenant demo").click()
+        dialog = page.get_by_role("dialog", name="Limits of tenant demo")
+        dialog.get_by_role("group", name="Bytes", exact=True).get_by_label("In a second").fill("1g")
+        dialog.get_by_role("button", name="Set limits").click()
+        row = page.get_by_role("row").filter(has_text="demo")
+        expect(row).to_contain_text("1 GiB/s")
+        # The form has what was set since the row was drawn.
+        page.get_by_role("button", name="Limits of tenant demo").click()
+        expect(dialog).to_contain_text("Now: 1 GiB/s.")
+        dialog.get_by_label("Limits", exact=True).select_option("Those of the configuration")
+        dialog.get_by_role("button", name="Set limits").click()
+        expect(row).not_to_contain_text("1 GiB/s")
+    daemon.bock("volume", "delete", "limited")
+
+
+def test_a_profile_is_switched_on_and_off(browser: Browser, daemon: Bockd) -> None:
+    daemon.bock("volume", "create", "slowed", "--size", "1M")
+    with operating(browser, daemon) as screen:
+        page = screen.page
+        facts = page.locator("dl").first
+        page.get_by_role("link", name="slowed").click()
+        expect(facts).to_contain_text("Made to look likeitself")
+
+        def set_profile(device: str, seed: str = "", document: str | None = None) -> Locator:
+            page.get_by_role("button", name="Profile").click()
+            dialog = page.get_by_role("dialog", name="Device profile of slowed")
+            dialog.get_by_label("Device").select_option(device)
+            dialog.get_by_label("Seed").fill(seed)
+            if document is not None:
+                dialog.get_by_label("A profile of your own, as JSON").fill(document)
+            dialog.get_by_role("button", name="Set profile").click()
+            return dialog
+
+        set_profile("ssd-sata", "7")
+        expect(facts).to_contain_text("Made to look likessd-sata")
+        assert daemon.bock("volume", "profile", "slowed")["profile"]["seed"] == 7
+        dialog = set_profile("The one below", document="{")
+        expect(dialog.get_by_role("alert")).to_contain_text("What stands there is no JSON")
+        page.keyboard.press("Escape")
+        dialog = set_profile("The one below", document='{"name": "mine", "reed_us": 1}')
+        expect(dialog.get_by_role("alert")).to_contain_text("there is no field reed_us")
+        page.keyboard.press("Escape")
+        refused(screen, 1)
+        set_profile("The one below", document='{"name": "mine", "read_us": 300}')
+        expect(facts).to_contain_text("Made to look likemine")
+        screen.at("#/")
+        expect(page.get_by_role("row").filter(has_text="slowed")).to_contain_text("as mine")
+        page.get_by_role("link", name="slowed").click()
+        # The form is filled with it.
+        page.get_by_role("button", name="Profile").click()
+        expect(page.get_by_label("A profile of your own, as JSON")).to_have_value(
+            re.compile('"read_us": 300')
+        )
+        page.keyboard.press("Escape")
+        set_profile("Itself: no profile")
+        expect(facts).to_contain_text("Made to look likeitself")
+        assert daemon.bock("volume", "profile", "slowed")["profile"] is None
+    daemon.bock("volume", "delete", "slowed")
 
 
 def test_names_are_text_and_never_markup(browser: Browser, daemon: Bockd) -> None:

@@ -55,6 +55,13 @@ export function size(bytes) {
   return `${Number.isInteger(value) ? value : value.toFixed(1)} ${UNITS[unit]}`;
 }
 
+// The same in the largest unit that it is a whole number of: what `parseSize` makes of it is the size again.
+export function exactSize(bytes) {
+  const units = UNITS.slice(0, 5);
+  const unit = units.findLastIndex((_, power) => bytes % 1024 ** power === 0);
+  return `${bytes / 1024 ** unit} ${units[unit]}`;
+}
+
 export const rate = (bytes) => `${size(Math.round(bytes))}/s`;
 
 // A number per second, short.

@@ -2,6 +2,7 @@
 
 import { change } from "./daemon.js";
 import { Table, facts, h, show, size, time } from "./dom.js";
+import { held, limitTenant } from "./limits.js";
 
 // Snapshots that bockd backup keeps while it copies.
 const BACKUP = "backup-in-progress-";
@@ -15,7 +16,7 @@ export class PoolPage {
     this.room = h("dl", {});
     this.health = h("dl", {});
     this.report = h("div", { role: "status" });
-    this.tenants = new Table("Tenants", ["Tenant", "Volumes", "GiB", "Snapshots"]);
+    this.tenants = new Table("Tenants", ["Tenant", "Volumes", "GiB", "Snapshots", "Limits of I/O", "What to do"]);
     this.damaged = new Table("Damaged blocks", ["Layer", "Offset", "Found", "Volumes", "Snapshots"]);
     this.element = h("div", {},
       h("h1", {}, "Pool"),
@@ -60,9 +61,18 @@ export class PoolPage {
       this.tenants.draw(overview.tenants.map((one) => ({
         key: one.id,
         cells: [one.name, of(one.volumes, one.max_volumes), of(one.gigabytes, one.max_gigabytes),
-          of(one.snapshots, one.max_snapshots)],
+          of(one.snapshots, one.max_snapshots), held(one) ?? "none", this.#limitButton(one)],
       })));
     }
+  }
+
+  // The button stays when the tenant is drawn anew: what it has then is looked up.
+  #limitButton({ id, name }) {
+    const tenant = () => this.dashboard.overview.tenants.find((one) => one.id === id);
+    return h("button", {
+      type: "button", "aria-label": `Limits of tenant ${name}`,
+      onclick: () => this.dashboard.act(() => limitTenant(tenant()), `Tenant ${name} has these limits.`),
+    }, "Limits");
   }
 
   drawLive() {}

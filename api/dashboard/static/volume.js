@@ -3,16 +3,19 @@
 import * as actions from "./actions.js";
 import { facts, h, show, size, time } from "./dom.js";
 import { HeatMap } from "./heat.js";
+import { held, limitVolume, profileVolume } from "./limits.js";
 import { SnapshotTree } from "./tree.js";
 import { iops, latencies, status, throughput } from "./volumes.js";
 
-// Each with the statuses in which block storage allows it, and what is said afterwards.
+// Each with the statuses in which it is allowed (null: all), and what is said afterwards.
 const ACTIONS = [
   ["Snapshot", actions.takeSnapshot, ["available", "in-use", "maintenance"], "The snapshot is there."],
   ["Clone", actions.clone, ["available", "in-use", "maintenance"], "The clone is there."],
   ["Extend", actions.extend, ["available", "in-use"], "The volume has its new size."],
   ["Attach", actions.attach, ["available"], "The volume is attached."],
   ["Detach", actions.detach, ["in-use"], "The volume is detached."],
+  ["Limits", limitVolume, null, "The volume has these limits."],
+  ["Profile", profileVolume, null, "The volume is like that device."],
   ["Reopen", actions.reopen, ["error"], "The volume is open again."],
   ["Delete", actions.deleteVolume, ["available", "error", "error_deleting", "maintenance"],
     "The volume is deleted."],
@@ -59,7 +62,8 @@ export class VolumePage {
     show(this.heading, this.title);
     show(this.trouble, troubles(volume).map((one) => h("p", { class: "problem" }, one)));
     this.buttons.forEach((button, at) => {
-      button.hidden = !volume || volume.tenant === null || !ACTIONS[at][2].includes(volume.status);
+      const statuses = ACTIONS[at][2];
+      button.hidden = !volume || volume.tenant === null || (statuses && !statuses.includes(volume.status));
     });
     show(this.facts, volume ? facts(told(volume, overview)) : []);
     this.tree.draw(overview);
@@ -96,6 +100,8 @@ function told(volume, overview) {
     ["Tenant", tenant?.name ?? volume.tenant ?? "nobody"],
     ["Clients", `${volume.connections}`],
     ["Attached to", volume.server ? `${volume.server}, ${volume.device}` : "nothing"],
+    ["Limits", held(volume) ?? "none"],
+    ["Made to look like", volume.profile ?? "itself"],
     ["Held", volume.hold],
     ["Gateway", volume.gateway],
     ["Cache", volume.cache?.mode],

@@ -3,9 +3,10 @@
 import { createVolume } from "./actions.js";
 import { Chart } from "./chart.js";
 import { Table, count, h, latency, rate, show, size } from "./dom.js";
+import { limitTexts } from "./limits.js";
 
 const TITLES = [
-  "Volume", "Tenant", "Size", "Status", "Clients", "Reading", "Writing", "IOPS", "p99", "Attached to",
+  "Volume", "Tenant", "Size", "Status", "Clients", "Reading", "Writing", "IOPS", "p99", "Held to", "Attached to",
 ];
 
 export class VolumesPage {
@@ -63,8 +64,14 @@ function cells(volume, tenants, now) {
     now ? rate(now.writtenBytes) : "-",
     now ? count(now.reads + now.writes) : "-",
     now ? latency(now.p99) : "-",
+    heldTo(volume),
     volume.server ? `${volume.server} ${volume.device}` : "-",
   ];
+}
+
+// What slows a volume on purpose.
+function heldTo({ limits, profile }) {
+  return [...limitTexts(limits), ...profile ? [`as ${profile}`] : []].join("; ") || "-";
 }
 
 export const status = (volume) => h("span", { class: `status ${volume.status}` }, volume.status);
