@@ -9,7 +9,6 @@ import time
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import msgspec
 import trio
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict
@@ -17,7 +16,7 @@ from starlette.responses import Response
 
 from api.dashboard.overview import overview
 from api.dashboard.remembered import Remembered
-from api.listing import JSON, encode_all
+from api.listing import PiecesResponse, encode_all, with_arrays
 from bockd.blockstorage.contract import TenantId
 from bockd.blockstorage.trashcontract import StorageWithTrash
 from bockd.control import (
@@ -54,12 +53,11 @@ WALKS = 1
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """Counters of what is open; rates are the page's subtraction."""
+    """When the counters of what is open were taken, which are an array `exports` (VolumeStatistics)
+    beside it; rates are the page's subtraction."""
 
     at: float
     """Seconds of a clock that never goes back."""
-    exports: msgspec.Raw
-    """An array of VolumeStatistics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +109,13 @@ def data_router(
     pool = Remembered(control.pool, POOL_SECONDS)
     walks = trio.CapacityLimiter(WALKS)
 
-    async def sample() -> bytes:
+    async def sample() -> list[bytes]:
         exports = await encode_all(await control.statistics(), lambda one: one)
-        return msgspec.json.encode(Activity(time.monotonic(), msgspec.Raw(exports)))
+        return with_arrays(Activity(time.monotonic()), exports=exports)
 
     activity = Remembered(sample, ACTIVITY_SECONDS)
 
-    async def look() -> bytes:
+    async def look() -> list[bytes]:
         return await overview(control, accounts, storage)
 
     lists = Remembered(look, OVERVIEW_SECONDS)
@@ -126,11 +124,11 @@ def data_router(
     async def get_overview(fresh: bool = False) -> Response:
         if fresh:
             lists.forget()
-        return Response(await lists.get(), media_type=JSON)
+        return PiecesResponse(await lists.get())
 
     @router.get("/activity")
     async def get_activity() -> Response:
-        return Response(await activity.get(), media_type=JSON)
+        return PiecesResponse(await activity.get())
 
     @router.get("/pool")
     async def get_pool() -> PoolInfo:

@@ -10,21 +10,40 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import msgspec
 
-from api.listing import each_piece, encode_all
+from api.listing import JsonArray, each_piece, encode_all, items, with_arrays
 from bockd.blockstorage.contract import Snapshot, TenantId, Volume
 from bockd.blockstorage.trashcontract import StorageWithTrash, TrashedNode
 from bockd.control import AccountControl, Control, SnapshotInfo, TenantInfo, VolumeInfo
 from bockd.errors import DamagedError
 from bockd.model import NO_IO_LIMITS, IoLimits, NodeKind
 from bockd.pool.caches import CacheState
+from bockd.runtime.pace import Pace
 
-N = TypeVar("N", Volume, Snapshot)
-Owned = dict[int, tuple[str, N]]
-"""What tenants have, by id, each with the tenant's."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owned:
+    """What a tenant knows of its own."""
+
+    tenant: str
+    name: str | None
+    last_error: str | None = None
+    hold: str | None = None
+    server: str | None = None
+    device: str | None = None
+    cache: CacheState | None = None
+
+
+OwnedNodes = dict[int, bytes]
+"""Of each id an Owned, as msgpack. The garbage collector looks at every object that may refer to
+others, and at no bytes: with those of 10,000 volumes one of its passes took 16 ms, in which nobody
+is served."""
+
+_ENCODE = msgspec.msgpack.Encoder().encode
+_DECODE = msgspec.msgpack.Decoder(Owned).decode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,14 +61,13 @@ class Shown:
     connections: int
 
     @classmethod
-    def of(cls, found: VolumeInfo | SnapshotInfo, owned: Owned[N], **more: Any) -> Self:
+    def of(cls, found: VolumeInfo | SnapshotInfo, owned: Owned | None, **more: Any) -> Self:
         """Put together what the pool and a tenant know of it; `more` is what only its kind has."""
-        tenant, known = owned.get(found.id, (None, None))
         return cls(
             id=found.id,
-            name=(known.display_name if known is not None else None) or found.name,
+            name=(owned.name if owned is not None else None) or found.name,
             pool_name=found.name,
-            tenant=tenant,
+            tenant=None if owned is None else owned.tenant,
             size_bytes=found.size_bytes,
             created_at=found.created_at,
             connections=found.connections,
@@ -104,99 +122,124 @@ class ShownTrashed:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """Everything that is listed."""
+    """Everything that is listed, but for the arrays `volumes` (ShownVolume), `snapshots`
+    (ShownSnapshot) and `trash` (ShownTrashed)."""
 
     tenants: tuple[TenantInfo, ...]
-    volumes: msgspec.Raw
-    """An array of ShownVolume."""
-    snapshots: msgspec.Raw
-    """An array of ShownSnapshot."""
-    trash: tuple[ShownTrashed, ...]
     keep_seconds: float
     """For how long what is deleted now is kept in the trash; 0: it is gone at once."""
     damaged: tuple[str, ...]
     """Tenants whose records cannot be read, and why."""
 
 
-async def overview(control: Control, accounts: AccountControl, storage: StorageWithTrash) -> bytes:
-    """Look at everything. Return an Overview as JSON. Raises BockdError."""
+async def overview(
+    control: Control, accounts: AccountControl, storage: StorageWithTrash
+) -> list[bytes]:
+    """Look at everything. Return an Overview, with its arrays, as pieces of JSON. Raises
+    BockdError."""
     tenants = await accounts.list_tenants()
-    volumes: Owned[Volume] = {}
-    snapshots: Owned[Snapshot] = {}
-    kept: list[ShownTrashed] = []
-    damaged = []
+    volumes, snapshots, kept = OwnedNodes(), OwnedNodes(), JsonArray()
+    damaged, pace = [], Pace()
     for tenant in tenants:
         whose = TenantId(tenant.id)
         try:
-            await each_piece(partial(storage.list_volumes, whose), keep(volumes, whose))
-            await each_piece(partial(storage.list_snapshots, whose), keep(snapshots, whose))
+            await each_piece(partial(storage.list_volumes, whose), keep_volumes(volumes, whose))
+            await each_piece(
+                partial(storage.list_snapshots, whose), keep_snapshots(snapshots, whose)
+            )
             await each_piece(partial(storage.trash.list, whose), keep_trash(kept, whose))
         except DamagedError as error:
             damaged.append(f"tenant {tenant.name}: {error}")
-    found = Overview(
-        tenants=tuple(tenants),
-        volumes=msgspec.Raw(
-            await encode_all(await control.list_volumes(), partial(shown_volume, owned=volumes))
+        await pace.step()
+    return with_arrays(
+        Overview(
+            tenants=tuple(tenants),
+            keep_seconds=storage.trash.keep_seconds,
+            damaged=tuple(damaged),
         ),
-        snapshots=msgspec.Raw(
-            await encode_all(
-                await control.list_snapshots(None), partial(shown_snapshot, owned=snapshots)
-            )
+        volumes=await encode_all(
+            await control.list_volumes(), partial(shown_volume, owned=volumes)
         ),
-        trash=tuple(kept),
-        keep_seconds=storage.trash.keep_seconds,
-        damaged=tuple(damaged),
+        snapshots=await encode_all(
+            await control.list_snapshots(None), partial(shown_snapshot, owned=snapshots)
+        ),
+        trash=kept.end(),
     )
-    return msgspec.json.encode(found)
 
 
-def keep(owned: Owned[N], whose: TenantId) -> Callable[[Sequence[N]], None]:
-    """Return what enters a tenant's volumes or snapshots."""
+def keep_volumes(owned: OwnedNodes, whose: TenantId) -> Callable[[Sequence[Volume]], None]:
+    """Return what enters a tenant's volumes."""
 
-    def take(found: Sequence[N]) -> None:
-        owned.update((one.id, (whose, one)) for one in found)
+    def take(found: Sequence[Volume]) -> None:
+        owned.update((one.id, _ENCODE(owned_volume(whose, one))) for one in found)
 
     return take
 
 
-def keep_trash(
-    kept: list[ShownTrashed], whose: TenantId
-) -> Callable[[Sequence[TrashedNode]], None]:
+def keep_snapshots(owned: OwnedNodes, whose: TenantId) -> Callable[[Sequence[Snapshot]], None]:
+    """Return what enters a tenant's snapshots."""
+
+    def take(found: Sequence[Snapshot]) -> None:
+        owned.update((one.id, _ENCODE(Owned(tenant=whose, name=one.display_name))) for one in found)
+
+    return take
+
+
+def keep_trash(kept: JsonArray, whose: TenantId) -> Callable[[Sequence[TrashedNode]], None]:
     """Return what enters what a tenant has in the trash."""
 
     def take(found: Sequence[TrashedNode]) -> None:
-        kept.extend(shown_trashed(whose, one) for one in found)
+        kept.add(items(shown_trashed(whose, one) for one in found))
 
     return take
 
 
-def shown_volume(found: VolumeInfo, owned: Owned[Volume]) -> ShownVolume:
+def owned_volume(tenant: str, volume: Volume) -> Owned:
+    """Tell what a tenant knows of a volume."""
+    attachment, backing = volume.attachment, volume.backing
+    return Owned(
+        tenant=tenant,
+        name=volume.display_name,
+        last_error=volume.last_error,
+        hold=volume.hold,
+        server=None if attachment is None else attachment.server_id,
+        device=None if attachment is None else attachment.device,
+        cache=None if backing is None else backing.cache,
+    )
+
+
+def taken(owned: OwnedNodes, node: int) -> Owned | None:
+    """Take what a tenant knows of one out of `owned`: what was written is freed at once, and not
+    all of it at the end, which takes its time, too."""
+    found = owned.pop(node, None)
+    return None if found is None else _DECODE(found)
+
+
+def shown_volume(found: VolumeInfo, owned: OwnedNodes) -> ShownVolume:
     """Put together what the pool and the tenant know of a volume."""
-    _, volume = owned.get(found.id, (None, None))
-    attachment = None if volume is None else volume.attachment
-    backing = None if volume is None else volume.backing
+    its = taken(owned, found.id)
     return ShownVolume.of(
         found,
-        owned,
+        its,
         status=found.status,
         from_snapshot=found.from_snapshot,
         uri=found.uri,
         gateway=found.gateway,
         error=found.error,
-        last_error=None if volume is None else volume.last_error,
-        hold=None if volume is None else volume.hold,
-        server=None if attachment is None else attachment.server_id,
-        device=None if attachment is None else attachment.device,
-        cache=None if backing is None else backing.cache,
+        last_error=None if its is None else its.last_error,
+        hold=None if its is None else its.hold,
+        server=None if its is None else its.server,
+        device=None if its is None else its.device,
+        cache=None if its is None else its.cache,
         limits=None if found.limits == NO_IO_LIMITS else found.limits,
         own_limits=found.own_limits,
         profile=None if found.profile is None else found.profile.name,
     )
 
 
-def shown_snapshot(found: SnapshotInfo, owned: Owned[Snapshot]) -> ShownSnapshot:
+def shown_snapshot(found: SnapshotInfo, owned: OwnedNodes) -> ShownSnapshot:
     """Put together what the pool and the tenant know of a snapshot."""
-    return ShownSnapshot.of(found, owned, volume=found.volume)
+    return ShownSnapshot.of(found, taken(owned, found.id), volume=found.volume)
 
 
 def shown_trashed(tenant: str, found: TrashedNode) -> ShownTrashed:

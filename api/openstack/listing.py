@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from starlette.responses import Response
 
-from api.listing import JSON, Fetch, Listed, array, each_piece, items
+from api.listing import Fetch, JsonArray, Listed, PiecesResponse, each_piece, items
 from bockd.blockstorage.contract import Page
 
 L = TypeVar("L", bound=Listed)
@@ -24,10 +24,10 @@ async def answer_list(key: str, page: Page, fetch: Fetch[L], view: View[L]) -> R
 
     It comes as a whole and with its length, so that what goes wrong on the way is a fault.
     """
-    made: list[bytes] = []
+    made = JsonArray(b'{"%s":' % key.encode())
 
     def take(found: Sequence[L]) -> None:
-        made.append(items(map(view, found)))
+        made.add(items(map(view, found)))
 
     await each_piece(fetch, take, page)
-    return Response(b'{"%s":%s}' % (key.encode(), array(made)), media_type=JSON)
+    return PiecesResponse(made.end(b"}"))

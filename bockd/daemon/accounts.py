@@ -15,6 +15,7 @@ from bockd.identity import credentialsfile
 from bockd.identity.accounts import Accounts, User
 from bockd.identity.secrethash import MAX_SECRET_CHARACTERS, new_secret
 from bockd.model import IoLimits
+from bockd.runtime.pace import Pace
 from bockd.runtime.steps import call_blocking
 from bockd.validation import check_io_limits
 
@@ -49,7 +50,11 @@ class PoolAccounts:
     # -- tenants -----------------------------------------------------------------------------
 
     async def list_tenants(self) -> list[TenantInfo]:
-        return [self._tenant(record) for record in await self._run(self._accounts.tenants)]
+        found, pace = [], Pace()
+        for record in await self._run(self._accounts.tenants):
+            found.append(self._tenant(record))
+            await pace.step()
+        return found
 
     async def show_tenant(self, ref: str) -> TenantInfo:
         return self._tenant(await self._run(lambda: self._accounts.tenant(ref)))

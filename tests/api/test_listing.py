@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 import pytest
+from starlette.types import Message
 
-from api.listing import PIECE, each_piece, encode_all
+from api.listing import PIECE, SENT_BYTES, answer_array, each_piece, encode_all
 from bockd.blockstorage import rules
 from bockd.blockstorage.contract import Page
 from tests.nbd.server.serving import in_trio
@@ -61,8 +63,50 @@ async def test_pieces_are_what_the_page_names(page: Page) -> None:
 @pytest.mark.parametrize("count", [0, 1, PIECE, PIECE + 1, MANY])
 @in_trio
 async def test_an_array_is_whole(count: int) -> None:
-    encoded = await encode_all(ITEMS[:count], lambda one: {"id": one.id})
+    encoded = b"".join(await encode_all(ITEMS[:count], lambda one: {"id": one.id}))
     assert msgspec.json.decode(encoded) == [{"id": one.id} for one in ITEMS[:count]]
+
+
+@in_trio
+async def test_what_is_written_is_freed_meanwhile() -> None:
+    """To free thousands of records at once holds the loop, too."""
+    alive: weakref.WeakSet[Item] = weakref.WeakSet()
+    most = 0
+
+    def show(one: Item) -> int:
+        nonlocal most
+        alive.add(one)
+        most = max(most, len(alive))
+        return one.id
+
+    await encode_all((Item(number) for number in range(MANY)), show)
+    assert most == 1
+    await encode_all([Item(number) for number in range(MANY)], show)
+    assert (most, len(alive)) == (1, 0)
+
+
+@in_trio
+async def test_an_answer_is_sent_in_pieces() -> None:
+    """A server lets others have their turn after each."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        raise AssertionError("nothing is to be received")
+
+    text = "x" * 1000
+    count = 5 * SENT_BYTES // len(text)
+    answer = await answer_array([text] * count)
+    await answer({"type": "http"}, receive, send)
+    start, *body = sent
+    bodies = [one["body"] for one in body]
+    assert [one["more_body"] for one in body] == [True] * (len(body) - 1) + [False]
+    assert len(bodies) >= 5
+    assert max(map(len, bodies)) <= SENT_BYTES + 2 * PIECE * len(text)
+    assert msgspec.json.decode(b"".join(bodies)) == [text] * count
+    assert dict(start["headers"])[b"content-length"] == b"%d" % sum(map(len, bodies))
 
 
 @in_trio
