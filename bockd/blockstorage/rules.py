@@ -157,7 +157,26 @@ def check_is_held(volume: int, status: Status, hold: str | None, reason: str | N
     """Check that a volume is held, for this reason if one is given. Raises InvalidStateError,
     ConflictError."""
     if status is not Status.MAINTENANCE:
-        refuse_state(NodeKind.VOLUME, volume, f"it is not held; it is {status}")
+        _refuse_free(volume, status)
+    _check_reason(volume, hold, reason)
+
+
+def check_hold_of_deleted(
+    volume: int, status: Status, hold: str | None, reason: str | None
+) -> None:
+    """Check that a volume that is to be deleted is held for this reason, if one is given, whatever
+    its status: a deletion that has failed leaves `error_deleting`, and the hold. Raises
+    InvalidStateError, ConflictError."""
+    if reason is not None and hold is None:
+        _refuse_free(volume, status)
+    _check_reason(volume, hold, reason)
+
+
+def _refuse_free(volume: int, status: Status) -> NoReturn:
+    refuse_state(NodeKind.VOLUME, volume, f"it is not held; it is {status}")
+
+
+def _check_reason(volume: int, hold: str | None, reason: str | None) -> None:
     if reason not in (None, hold):
         raise ConflictError(f"volume {volume} is held for another reason now ({hold})")
 

@@ -209,8 +209,7 @@ def _deletable(
     if kind is NodeKind.VOLUME:
         volume = ledger.volume(tenant, VolumeId(node))
         rules.check_move(kind, node, volume.status, Status.DELETING)
-        if hold is not None:
-            rules.check_is_held(node, volume.status, volume.hold, hold)
+        rules.check_hold_of_deleted(node, volume.status, volume.hold, hold)
         return TrashRecord(tenant, 0.0, 0.0, counted=False, volume=volume)
     snapshot = ledger.snapshot(tenant, SnapshotId(node))
     rules.check_move(kind, node, snapshot.status, Status.DELETING)

@@ -356,8 +356,7 @@ def leave_creating(txn: Transaction, volume: VolumeId, status: Status) -> None:
 
 def _begin_delete(txn: Transaction, tenant: TenantId, volume: VolumeId, hold: str | None) -> Status:
     found = move_volume(txn, tenant, volume, Status.DELETING)
-    if hold is not None:
-        rules.check_is_held(volume, found.status, found.hold, hold)
+    rules.check_hold_of_deleted(volume, found.status, found.hold, hold)
     return found.status
 
 

@@ -11,6 +11,7 @@ from bockd.blockstorage.holding import refuse_held
 from bockd.blockstorage.service import PoolBlockStorage
 from bockd.errors import (
     ConflictError,
+    DeviceError,
     InUseError,
     InvalidRequestError,
     InvalidStateError,
@@ -106,6 +107,29 @@ def test_of_a_held_volume_nothing_but_a_snapshot_is_made(
     with pytest.raises(InvalidStateError, match="maintenance"):
         store.run(lambda s: s.revert_volume(tenant, volume.id, snapshot.id))
     store.run(lambda s: s.delete_volume(tenant, volume.id))
+    with pytest.raises(NotFoundError):
+        store.look(tenant, volume)
+    store.assert_sound()
+
+
+def test_a_deletion_that_has_failed_is_tried_again_with_the_hold(
+    store: Store, tenant: TenantId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = store.volume(tenant)
+    hold(store, tenant, volume)
+
+    async def fail(*_: object) -> None:
+        raise DeviceError("the disk fails")
+
+    with monkeypatch.context() as during:
+        during.setattr(store.pool, "delete_volume", fail)
+        with pytest.raises(DeviceError):
+            store.run(lambda s: s.delete_volume(tenant, volume.id, "a test"))
+    failed = store.look(tenant, volume)
+    assert (failed.status, failed.hold) == (Status.ERROR_DELETING, "a test")
+    with pytest.raises(ConflictError, match="for another reason"):
+        store.run(lambda s: s.delete_volume(tenant, volume.id, "another one"))
+    store.run(lambda s: s.delete_volume(tenant, volume.id, "a test"))
     with pytest.raises(NotFoundError):
         store.look(tenant, volume)
     store.assert_sound()
