@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, InvalidStateError
 from contextlib import ExitStack, contextmanager, suppress
@@ -27,6 +28,8 @@ seconds when an OSD dies without a word."""
 
 MOST_HANDED_OVER = 32
 """Such changes at once. Each has a thread for as long as it lasts."""
+MOST_OF_ONE_IMAGE = 4
+"""Of these: whose objects do not answer may not keep others from being changed."""
 
 
 def connect(settings: RbdSettings, options: Mapping[str, str]) -> rados.Rados:
@@ -122,7 +125,8 @@ class CommonConnection:
         self._now: _Shared | None = None
         self._users = 0
         """Of this one and of older ones."""
-        self._handed_over = 0
+        self._handed_over = Counter[str]()
+        """By image."""
         self._counting = threading.Lock()
         """Nobody waits for the cluster while he has it."""
 
@@ -187,7 +191,7 @@ class CommonConnection:
         if is_over:
             shared.ending.close()
 
-    def hand_over(self, doing: str, call: Callable[[Connected], T]) -> T:
+    def hand_over(self, image: str, doing: str, call: Callable[[Connected], T]) -> T:
         """Change an image that may be open somewhere: librbd hands such a change to whoever has the
         image open, who waits for the cluster without a limit. Blocks, `HANDED_OVER_SECONDS` at
         most. Raises UnavailableError: there is no connection by then, and nothing is done; or it is
@@ -195,17 +199,21 @@ class CommonConnection:
         the error."""
         outcome: Future[T] = Future()
         with self._counting:
-            if self._handed_over >= MOST_HANDED_OVER:
-                raise ClusterUnavailableError(
-                    f"{doing}: {MOST_HANDED_OVER} earlier changes of images are not done yet"
-                )
-            self._handed_over += 1
+            for number, most, whose in (
+                (self._handed_over[image], MOST_OF_ONE_IMAGE, "it"),
+                (self._handed_over.total(), MOST_HANDED_OVER, "images"),
+            ):
+                if number >= most:
+                    raise ClusterUnavailableError(
+                        f"{doing}: {most} earlier changes of {whose} are not done yet"
+                    )
+            self._handed_over[image] += 1
         try:
             threading.Thread(
-                target=self._hand_over, args=(call, outcome), name="handed over", daemon=True
+                target=self._hand_over, args=(image, call, outcome), name="handed over", daemon=True
             ).start()
         except RuntimeError as error:
-            self._end_handing_over()
+            self._end_handing_over(image)
             raise ClusterUnavailableError(f"{doing}: no thread can be started") from error
         try:
             return outcome.result(HANDED_OVER_SECONDS)
@@ -223,29 +231,31 @@ class CommonConnection:
                 "Ceph cluster is"
             ) from error
 
-    def _hand_over(self, call: Callable[[Connected], T], outcome: Future[T]) -> None:
+    def _hand_over(self, image: str, call: Callable[[Connected], T], outcome: Future[T]) -> None:
         try:
             with self.use() as connected:
                 _check_waited_for(outcome)
                 result = call(connected)
         except BaseException as error:  # noqa: BLE001 - it belongs to who waits
-            self._end_handing_over()
+            self._end_handing_over(image)
             with suppress(InvalidStateError):  # nobody does
                 outcome.set_exception(error)
         else:
-            self._end_handing_over()
+            self._end_handing_over(image)
             outcome.set_result(result)
 
-    def _end_handing_over(self) -> None:
+    def _end_handing_over(self, image: str) -> None:
         with self._counting:
-            self._handed_over -= 1
+            self._handed_over[image] -= 1
+            if not self._handed_over[image]:
+                del self._handed_over[image]
 
     def close(self) -> None:
         """End it. Nobody uses it, and nothing that was opened with it is open: what is under way on
         a connection that ends never comes to its end, and nobody is told. So it stays while a
         change lasts that nobody waits for any more."""
         with self._counting:
-            shared, handed_over = self._now, self._handed_over
+            shared, handed_over = self._now, self._handed_over.total()
             assert self._users <= handed_over
             if not handed_over:
                 self._now = None

@@ -56,6 +56,7 @@ class RbdImageStore:
     def remove_snap(self, image: str, snap: str) -> None:
         """See the contract."""
         self._images.hand_over(
+            image,
             f"removing snap {snap} of image {image}",
             lambda connected: remove_snap(connected.cluster, connected.ioctx, image, snap),
         )

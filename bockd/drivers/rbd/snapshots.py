@@ -92,6 +92,7 @@ class SnapshotOperations:
     def _take(self, seen: RbdVolumeRecord, snap: str) -> None:
         with damaged_if_missing(self._session.index, seen):
             self._session.images.hand_over(
+                seen.image,
                 f"taking a snap of image {seen.image}",
                 lambda connected: take_snap(connected.cluster, connected.ioctx, seen.image, snap),
             )
@@ -211,6 +212,7 @@ class SnapshotOperations:
 
     def _remove_snap(self, image: str, snap: str) -> None:
         self._session.images.hand_over(
+            image,
             f"removing snap {snap} of image {image}",
             lambda connected: remove_snap(connected.cluster, connected.ioctx, image, snap),
         )

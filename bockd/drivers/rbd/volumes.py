@@ -176,6 +176,7 @@ class VolumeOperations:
         seen = judged(reach(self._session, volume))
         with damaged_if_missing(self._session.index, seen):
             self._session.images.hand_over(
+                seen.image,
                 f"growing image {seen.image}",
                 lambda connected: grow_image(connected.ioctx, seen.image, size_bytes),
             )

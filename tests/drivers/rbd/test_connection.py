@@ -136,16 +136,16 @@ def test_what_is_done_in_the_last_moment_is_done(
 ) -> None:
     monkeypatch.setattr(connection, "Future", DoneAtTheLimit)
     with closing(CommonConnection(rbd_namespace, index_options(rbd_namespace))) as common:
-        assert len(common.hand_over("a", lambda connected: connected.cluster.get_fsid())) == 36
+        assert len(common.hand_over("i", "a", lambda connected: connected.cluster.get_fsid())) == 36
 
 
 def test_what_was_handed_over_has_a_limit_and_goes_on(
     rbd_namespace: RbdSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     common = CommonConnection(rbd_namespace, index_options(rbd_namespace))
-    assert len(common.hand_over("a", lambda connected: connected.cluster.get_fsid())) == 36
+    assert len(common.hand_over("i", "a", lambda connected: connected.cluster.get_fsid())) == 36
     with pytest.raises(ZeroDivisionError):
-        common.hand_over("b", lambda _connected: 1 // 0)
+        common.hand_over("i", "b", lambda _connected: 1 // 0)
     monkeypatch.setattr(connection, "HANDED_OVER_SECONDS", 0.01)
     monkeypatch.setattr(connection, "MOST_HANDED_OVER", 2)
     go_on, done = threading.Event(), threading.Semaphore(0)
@@ -155,11 +155,14 @@ def test_what_was_handed_over_has_a_limit_and_goes_on(
         assert connected.cluster.get_fsid()
         done.release()
 
-    for _ in range(2):
+    monkeypatch.setattr(connection, "MOST_OF_ONE_IMAGE", 1)
+    for image in "ij":
         with pytest.raises(UnavailableError, match="c: it is not done after"):
-            common.hand_over("c", last_long)
-    with pytest.raises(UnavailableError, match="d: 2 earlier changes"):
-        common.hand_over("d", last_long)
+            common.hand_over(image, "c", last_long)
+        with pytest.raises(UnavailableError, match="d: 1 earlier changes of it"):
+            common.hand_over(image, "d", last_long)
+    with pytest.raises(UnavailableError, match="d: 2 earlier changes of images"):
+        common.hand_over("k", "d", last_long)
     # Who ends does not wait for it either, and leaves it its connection.
     common.close()
     go_on.set()
@@ -179,8 +182,8 @@ def test_what_is_handed_over_before_there_is_a_connection_has_the_same_limit(
         go_on.wait()
         return connect(*arguments)
 
-    def noted(common: CommonConnection) -> None:
-        end(common)
+    def noted(common: CommonConnection, image: str) -> None:
+        end(common, image)
         ended.release()
 
     monkeypatch.setattr(connection, "connect", late)
@@ -189,7 +192,7 @@ def test_what_is_handed_over_before_there_is_a_connection_has_the_same_limit(
     common = CommonConnection(rbd_namespace, index_options(rbd_namespace))
     for name in "ab":
         with pytest.raises(UnavailableError, match=f"{name}: nothing is done"):
-            common.hand_over(name, done.append)
+            common.hand_over("i", name, done.append)
     go_on.set()
     for _ in range(2):
         assert ended.acquire(timeout=60)
