@@ -16,7 +16,7 @@ from bockd.drivers.writeback.epochs import Epoch, Job, cut, jobs_of
 from bockd.drivers.writeback.log import BrokenLogError, Log
 from bockd.drivers.writeback.reading import fill
 from bockd.drivers.writeback.records import Kind
-from bockd.errors import BockdError, DamagedError, UnavailableError, UnreadableError
+from bockd.errors import BockdError, DamagedError, DeviceError, UnavailableError, UnreadableError
 from bockd.failpoints import Failpoint, hit
 from bockd.pool.device import BlockDevice
 from bockd.runtime.steps import Spawn, try_spawn
@@ -99,17 +99,23 @@ class Writer:
         except BrokenLogError:
             pass  # whoever is told of it goes on
         except BockdError as error:
-            # Each attempt fails as the one before, mostly.
-            again = self.stopped or str(error) == self._said
-            level = logging.DEBUG if again else logging.WARNING
-            log.log(level, "writing the log %s below: %s", self._log.path, error)
-            self._said = str(error)
-            self.error = error
-            self._on_error(error)
+            self._failed(error)
+        except Exception as error:  # noqa: BLE001 - no memory, or a fault of ours: not at once again
+            self._failed(DeviceError(f"{type(error).__name__}: {error}"), cause=error)
         finally:
             self.running = False
             self._pulse.fire()
             self._log.changed.fire()
+
+    def _failed(self, error: BockdError, cause: Exception | None = None) -> None:
+        """Note why an attempt has failed; `cause`: it is none of our errors."""
+        # Each attempt fails as the one before, mostly.
+        again = self.stopped or str(error) == self._said
+        level = logging.DEBUG if again else logging.WARNING if cause is None else logging.ERROR
+        log.log(level, "writing the log %s below: %s", self._log.path, error, exc_info=cause)
+        self._said = str(error)
+        self.error = error
+        self._on_error(error)
 
     async def _write(self, epoch: Epoch) -> None:
         await _Sending(self, epoch, self._spawn).run()

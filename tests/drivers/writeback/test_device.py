@@ -15,6 +15,7 @@ from bockd.drivers.memory.device import MemoryDevice
 from bockd.drivers.writeback import way
 from bockd.drivers.writeback.segment import Segment
 from bockd.errors import (
+    DeviceError,
     NoSpaceError,
     UnavailableError,
     VolumeFailedError,
@@ -454,6 +455,27 @@ def test_writes_fail_as_the_device_below_when_the_log_is_full(
     opened.write(written * BLOCK_SIZE, ONE)
     opened.run(opened.device.drain())
     assert holding(below, 0, (written + 1) * BLOCK_SIZE) == ONE * (written + 1)
+    assert opened.device.trouble is None
+
+
+def test_an_error_that_is_none_of_ours_ends_an_attempt_as_ours_do(
+    opened: Opened, below: MemoryDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be no memory for what is to be sent. A drain begins no other attempt at once."""
+    attempts = []
+
+    async def no_memory(_offset: int, _data: memoryview) -> None:
+        attempts.append(1)
+        raise MemoryError if len(attempts) < 100 else DeviceError("tried again and again")
+
+    monkeypatch.setattr(below, "write", no_memory)
+    opened.write(0, ONE)
+    with pytest.raises(DeviceError, match="MemoryError"):
+        opened.run(opened.device.drain())
+    assert "MemoryError" in (opened.device.trouble or "")
+    monkeypatch.undo()
+    opened.run(opened.device.drain())
+    assert holding(below, 0, BLOCK_SIZE) == ONE
     assert opened.device.trouble is None
 
 
