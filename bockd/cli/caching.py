@@ -62,8 +62,9 @@ def discard_cache(volume: str, yes: bool, as_json: bool) -> None:
     volume. It goes back to the last flush of its client that the cluster has, and perhaps some of
     what came after, as after a power cut. Power the gateway's machine off first, if that may
     be: one that hangs and goes on may answer its clients some more, which is lost, too. The
-    gateway that has those writes gives them up only if it cannot read them: else it writes them
-    back instead, or says what is in the way. Asks first when run at a terminal.
+    gateway that has those writes gives them up only if it cannot read its log of them, and then
+    all of it, also what lies before a damaged place: the log is put aside. Else it writes them back
+    instead, or says what is in the way. Asks first when run at a terminal.
     """
     client = connect()
     found = client.find_volume(volume)
