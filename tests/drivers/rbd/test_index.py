@@ -1,34 +1,28 @@
-"""SharedIndex: one gateway's view of the log, and what it does when something goes wrong."""
+"""SharedIndex: one gateway's view of the log, and answers that never come."""
 
 from __future__ import annotations
 
 import contextlib
-import resource
-import struct
 import threading
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import lmdb
 import pytest
 
 from bockd.drivers.rbd import index as index_module
-from bockd.drivers.rbd.entries import MAX_ENTRY_BYTES, Entry, decode_entry, encode_entry
+from bockd.drivers.rbd.entries import MAX_ENTRY_BYTES, Entry, encode_entry
 from bockd.drivers.rbd.index import OutcomeUnknownError, SharedIndex
 from bockd.drivers.rbd.log import Log
 from bockd.drivers.rbd.objects import Change, NoAnswerError
-from bockd.drivers.rbd.replica import Replica, ReplicaTransaction
+from bockd.drivers.rbd.replica import ReplicaTransaction
 from bockd.errors import (
     ConflictError,
     DamagedError,
-    DeviceError,
     InvalidRequestError,
     NoSpaceError,
     NotFoundError,
-    PoolFormatError,
     UnavailableError,
 )
 from bockd.index.keys import id_key
@@ -36,77 +30,18 @@ from bockd.index.tables import declared_tables, stand_in
 from bockd.pool.index import Index
 from bockd.pool.nodes import NAMES, VOLUMES
 
+from .indexed import IDENTITY, LAST, Open, Unruly, entry, gateways, keys, names, put, unruly
 from .memory import LateObjects, MemoryObjects
-
-IDENTITY = "0" * 32
-LAST = b"\xff" * 9
-
-Open = Callable[[str], SharedIndex]
-
-
-class Unruly(MemoryObjects):
-    """A cluster that fails as it is told."""
-
-    next_changes: list[Exception | str]
-    """For each next change: an error, raised before it is carried out or, with "done", after."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.next_changes = []
-        self.changes = 0
-
-    def change(self, change: Change) -> bool:
-        self.changes += 1
-        order = self.next_changes.pop(0) if self.next_changes else "go"
-        if isinstance(order, Exception):
-            raise order
-        made = super().change(change)
-        if order == "done":
-            raise NoAnswerError("no answer")
-        return made
 
 
 @pytest.fixture
 def objects() -> Unruly:
-    objects = Unruly()
-    Log(objects).create(IDENTITY)
-    return objects
+    return unruly()
 
 
 @pytest.fixture
 def gateway(objects: Unruly, tmp_path: Path) -> Iterator[Open]:
-    """Opens a gateway; the argument is a digit for its run."""
-    opened: list[SharedIndex] = []
-
-    def open_one(digit: str) -> SharedIndex:
-        opened.append(
-            SharedIndex.open(
-                Log(objects), tmp_path / digit, run=digit * 16, clock=lambda: 5.0, dump_every=10
-            )
-        )
-        return opened[-1]
-
-    yield open_one
-    for index in opened:
-        index.close()
-
-
-def put(key: bytes, value: bytes) -> Callable[[ReplicaTransaction], None]:
-    return lambda txn: txn.put(NAMES, key, value)
-
-
-def names(index: SharedIndex) -> dict[bytes, bytes]:
-    with index.reading() as txn:
-        return dict(txn.scan(NAMES, b"", LAST))
-
-
-def keys(objects: MemoryObjects) -> dict[str, bytes]:
-    assert objects.keys is not None
-    return objects.keys
-
-
-def entry(objects: MemoryObjects, version: int) -> Entry:
-    return decode_entry(version, keys(objects)[f"l/{version:016}"])
+    yield from gateways(objects, tmp_path)
 
 
 # -- what anybody waits for -------------------------------------------------------------------
@@ -438,313 +373,6 @@ def test_a_refusal_of_the_cluster_changes_nothing(objects: Unruly, gateway: Open
     assert objects.changes == 1
     assert names(index) == {}
     index.update(put(b"k", b"v"))
-
-
-# -- damage ------------------------------------------------------------------------------------
-
-
-def damaged_log(objects: Unruly, damage: str) -> tuple[type[Exception], str]:
-    """Damage version 3 of five."""
-    key = f"l/{3:016}"
-    if damage == "missing":
-        del keys(objects)[key]
-        return DamagedError, "has lost its version 3"
-    if damage == "newer":
-        data = keys(objects)[key]
-        body = data[8:]
-        keys(objects)[key] = struct.pack(">II", 2, zlib.crc32(b"3 2" + body)) + body
-        return PoolFormatError, "version 3 of the index in Ceph has format 2"
-    keys(objects)[key] = keys(objects)[key][:-1] + b"?"
-    return DamagedError, "version 3 of the index in Ceph fails its checksum"
-
-
-@pytest.mark.parametrize("damage", ["missing", "newer", "changed"])
-def test_nothing_after_damage_is_used(objects: Unruly, gateway: Open, damage: str) -> None:
-    behind, ahead = gateway("a"), gateway("b")
-    for number in range(5):
-        ahead.update(put(b"%d" % number, b"v"))
-    kind, words = damaged_log(objects, damage)
-    before = dict(keys(objects))
-    for use in (behind.refresh, lambda: behind.update(put(b"k", b"v")), lambda: gateway("c")):
-        for _ in range(2):
-            with pytest.raises(kind, match=words):
-                use()
-    assert keys(objects) == before
-    assert set(names(behind)) <= {b"0", b"1"}
-
-
-def test_one_that_was_ahead_of_the_damage_mends_it_with_a_dump(
-    objects: Unruly, gateway: Open
-) -> None:
-    ahead = gateway("b")
-    for number in range(5):
-        ahead.update(put(b"%d" % number, b"v"))
-    damaged_log(objects, "missing")
-    ahead.dump()
-    assert names(gateway("c")) == names(ahead)
-
-
-def test_a_lost_piece_of_the_dump_in_force_is_damage(objects: Unruly, gateway: Open) -> None:
-    here = gateway("a")
-    here.update(put(b"k", b"v"))
-    here.dump()
-    [piece] = objects.objects
-    data = objects.objects.pop(piece)
-    with pytest.raises(DamagedError, match=r"lacks base.*, and what it holds is nowhere else"):
-        gateway("b")
-    objects.objects[piece] = data[:-1]
-    with pytest.raises(DamagedError, match="a part of the index in Ceph, fails its checksum"):
-        gateway("b")
-    objects.objects[piece] = data
-    assert names(gateway("b")) == {b"k": b"v"}
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ([(b"names", b"", b"v")], "has a key of 0 bytes"),
-        ([(b"names", bytes(512), b"v")], "has a key of 512 bytes"),
-        ([(b"names", bytes(512), None)], "has a key of 512 bytes"),
-        ([(b"", b"k", b"v")], "a table named b''"),
-        ([(b"names\0", b"k", b"v")], "a table named"),
-        ([(b".replica", b"version", b"9")], "a table named"),
-        ([(b"t%d" % number, b"k", b"v") for number in range(256)], "more than 256 tables"),
-    ],
-)
-def test_an_entry_that_no_replica_can_take_is_refused(
-    objects: Unruly, gateway: Open, changes: list[tuple[bytes, bytes, bytes | None]], words: str
-) -> None:
-    here = gateway("a")
-    data = encode_entry(1, Entry("c" * 16, 1, 1.0, changes))
-    keys(objects).update({"v": b"1", "l/0000000000000001": data})
-    with pytest.raises(DamagedError, match=words):
-        here.refresh()
-    assert names(here) == {}
-
-
-# -- dumps -------------------------------------------------------------------------------------
-
-
-def entries(objects: MemoryObjects) -> int:
-    return sum(key.startswith("l/") for key in keys(objects))
-
-
-def test_who_commits_the_tenth_version_has_a_dump_due(objects: Unruly, gateway: Open) -> None:
-    here, there = gateway("a"), gateway("b")
-    for number in range(10):
-        assert not here.dump_due
-        here.update(put(b"%d" % number, b"v"))
-    there.refresh()
-    assert here.dump_due
-    assert not there.dump_due
-    here.dump()
-    assert not here.dump_due
-    assert entries(objects) == 5  # some stay
-    assert names(gateway("c")) == names(here)
-
-
-def test_when_that_one_does_not_dump_others_do(objects: Unruly, gateway: Open) -> None:
-    here, there = gateway("a"), gateway("b")
-    for number in range(16):
-        here.update(put(b"%d" % number, b"v"))
-    there.refresh()
-    assert there.dump_due
-    there.dump()
-    here.refresh()
-    assert not here.dump_due
-    assert not there.dump_due
-
-
-def test_the_log_stays_short_even_if_nobody_dumps(objects: Unruly, gateway: Open) -> None:
-    here = gateway("a")
-    for number in range(50):
-        here.update(put(b"%d" % number, b"v"))
-        assert entries(objects) <= 25
-    assert len(objects.objects) == 1
-    assert names(gateway("b")) == names(here)
-
-
-def test_a_full_cluster_goes_on_without_dumps_for_long(
-    objects: Unruly,
-    gateway: Open,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    tried: list[str] = []
-
-    def full(name: str, data: bytes) -> None:
-        tried.append(name)
-        raise NoSpaceError(f"{name}: full")
-
-    monkeypatch.setattr(objects, "write", full)
-    monkeypatch.setattr(index_module, "MAX_ENTRIES", 40)
-    here = gateway("a")
-    for number in range(40):
-        here.update(put(b"%d" % number, b"v"))
-    assert "the index in Ceph was not dumped" in caplog.text
-    assert len(tried) == 4  # at 20 entries, and after each five
-    assert [key for key in keys(objects) if key.startswith("d/")] == []
-    with pytest.raises(NoSpaceError):
-        here.update(put(b"k", b"v"))
-    assert entries(objects) == 40
-    monkeypatch.undo()
-    here.update(put(b"k", b"v"))
-    assert entries(objects) == 6
-
-
-def test_one_that_was_away_for_long_begins_with_the_dump(objects: Unruly, gateway: Open) -> None:
-    away, here = gateway("a"), gateway("b")
-    away.update(put(b"old", b"v"))
-    here.update(lambda txn: txn.delete(NAMES, b"old"))
-    for number in range(12):
-        here.update(put(b"%d" % number, b"v"))
-    here.dump()
-    here.update(put(b"after", b"v"))
-    with away.reading() as before:
-        away.refresh()
-        assert dict(before.scan(NAMES, b"", LAST)) == {b"old": b"v"}  # one instant
-    assert names(away) == names(here)
-
-
-def test_a_dump_that_is_replaced_while_it_is_loaded_is_left(
-    objects: Unruly, gateway: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    here = gateway("a")
-    here.update(put(b"1", b"v"))
-    here.dump()
-    read = objects.read
-
-    def first_replaced(name: str, limit: int) -> bytes | None:
-        monkeypatch.setattr(objects, "read", read)
-        here.update(put(b"2", b"v"))
-        here.dump()
-        return read(name, limit)
-
-    monkeypatch.setattr(objects, "read", first_replaced)
-    assert names(gateway("b")) == {b"1": b"v", b"2": b"v"}
-
-
-def test_dumps_that_are_always_replaced_are_not_loaded_for_ever(
-    objects: Unruly, gateway: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    here = gateway("a")
-    here.update(put(b"1", b"v"))
-    here.dump()
-    read = objects.read
-
-    def replaced(name: str, limit: int) -> bytes | None:
-        here.update(put(b"2", b"v"))
-        here.dump()
-        return read(name, limit)
-
-    monkeypatch.setattr(objects, "read", replaced)
-    with pytest.raises(UnavailableError, match="faster than this gateway can load it"):
-        gateway("b")
-    assert list((tmp_path / "b").iterdir()) == []
-
-
-# -- this machine's trouble --------------------------------------------------------------------
-
-
-def failing_commits(monkeypatch: pytest.MonkeyPatch, message: str, times: int) -> None:
-    """The next commits that carry a version fail."""
-    set_version = ReplicaTransaction.set_version
-    left = [times]
-
-    def fail(self: ReplicaTransaction, version: int) -> None:
-        if left[0]:
-            left[0] -= 1
-            raise lmdb.DiskError(message)
-        set_version(self, version)
-
-    monkeypatch.setattr(ReplicaTransaction, "set_version", fail)
-
-
-@pytest.mark.parametrize("message", ["No space left on device", "Input/output error"])
-def test_a_change_that_the_replica_cannot_take_is_made_all_the_same(
-    gateway: Open,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    message: str,
-) -> None:
-    index = gateway("a")
-    index.update(put(b"1", b"v"))
-    failing_commits(monkeypatch, message, 1)
-    index.update(put(b"2", b"v"))
-    assert "a new copy of the index is made" in caplog.text
-    assert names(index) == {b"1": b"v", b"2": b"v"}
-
-
-def test_a_replica_that_is_behind_is_not_read_until_there_is_a_new_one(
-    gateway: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    index = gateway("a")
-    index.update(put(b"1", b"v"))
-    failing_commits(monkeypatch, "No space left on device", 2)
-    index.update(put(b"2", b"v"))
-    with pytest.raises(DeviceError, match="could not be written, so it is not read"):
-        names(index)
-    index.refresh()
-    assert names(index) == {b"1": b"v", b"2": b"v"}
-
-
-def test_a_file_that_must_not_grow_stops_reading_only_until_it_may(
-    objects: Unruly, gateway: Open, tmp_path: Path
-) -> None:
-    """LMDB's own commits fail here, in the middle of their writes."""
-    index = gateway("a")
-    index.update(put(b"1", b"v"))
-    [data] = (tmp_path / "a").glob("*/data.mdb")
-    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (data.stat().st_size + 65536, usual[1]))
-    try:
-        index.update(put(b"2", bytes(1 << 20)))
-        with pytest.raises(DeviceError, match="could not be written, so it is not read"):
-            names(index)
-        with pytest.raises(DeviceError):
-            index.refresh()
-        with pytest.raises(DeviceError):
-            index.update(put(b"3", b"v"))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
-    index.refresh()
-    assert names(index) == {b"1": b"v", b"2": bytes(1 << 20)}
-    index.update(put(b"3", b"v"))
-    assert keys(objects)["v"] == b"3"
-
-
-def test_a_refresh_that_fails_is_tried_again(
-    gateway: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    here, there = gateway("a"), gateway("b")
-    here.update(put(b"1", b"v"))
-    failing_commits(monkeypatch, "No space left on device", 1)
-    with pytest.raises(NoSpaceError, match="no room for the copy of the index"):
-        there.refresh()
-    assert names(there) == {}
-    there.refresh()
-    assert names(there) == {b"1": b"v"}
-
-
-def test_what_a_former_run_left_is_removed_and_nothing_else(gateway: Open, tmp_path: Path) -> None:
-    (tmp_path / "a" / "7").mkdir(parents=True)
-    (tmp_path / "a" / "7" / "data.mdb").write_bytes(b"old")
-    (tmp_path / "a" / "journal").mkdir()
-    index = gateway("a")
-    assert {path.name for path in (tmp_path / "a").iterdir()} == {"1", "journal"}
-    index.close()
-    assert {path.name for path in (tmp_path / "a").iterdir()} == {"journal"}
-
-
-def test_a_replica_goes_when_its_last_reader_does(tmp_path: Path) -> None:
-    replica = Replica.create(tmp_path / "one")
-    assert replica.enter()
-    replica.retire()
-    with replica.reading() as txn:
-        assert txn.version == 0
-    replica.leave()
-    assert not (tmp_path / "one").exists()
-    assert not replica.enter()
 
 
 # -- threads -----------------------------------------------------------------------------------
