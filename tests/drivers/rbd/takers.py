@@ -18,14 +18,11 @@ back: meanwhile nobody else has the volume.
 from __future__ import annotations
 
 import argparse
-import inspect
-import random
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from bockd.drivers.rbd.messages import Manner
 from bockd.drivers.rbd.records import (
@@ -38,12 +35,13 @@ from bockd.drivers.rbd.records import (
 )
 from bockd.drivers.rbd.taking import TRIES, Taken, Taker
 from bockd.errors import InUseError, UnavailableError, VolumeTakenError
-from bockd.index.tables import Table
 from bockd.model import VolumeId
 from bockd.pool.index import Index, Transaction
-from bockd.runtime.steps import blocking, run_inline
+from bockd.runtime.steps import blocking
 
-T = TypeVar("T")
+from .memoryindex import Records
+from .turns import Thread, seeded
+
 Event = Callable[[], None]
 
 VOLUME = VolumeId(7)
@@ -56,10 +54,6 @@ WRITES = 2
 """Of a tenure, at most."""
 
 
-class Killed(BaseException):
-    """A gateway's end: nothing handles it."""
-
-
 class ViolationError(AssertionError):
     """A rule was broken."""
 
@@ -67,33 +61,6 @@ class ViolationError(AssertionError):
 def require(held: bool, rule: str) -> None:
     if not held:
         raise ViolationError(rule)
-
-
-class Records:
-    """One index, in memory, in which nothing fails."""
-
-    def __init__(self) -> None:
-        self._kept: dict[tuple[Table, bytes], bytes] = {}
-
-    def get(self, table: Table, key: bytes) -> bytes | None:
-        return self._kept.get((table, key))
-
-    def put(self, table: Table, key: bytes, payload: bytes) -> None:
-        self._kept[table, key] = payload
-
-    def delete(self, table: Table, key: bytes) -> None:
-        del self._kept[table, key]
-
-    def scan(self, table: Table, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
-        found = [(key, payload) for (its, key), payload in self._kept.items() if its is table]
-        return iter(sorted(one for one in found if start <= one[0] < stop))
-
-    def update(self, change: Callable[[Transaction], T]) -> T:
-        return change(cast(Transaction, self))
-
-    @contextmanager
-    def reading(self) -> Iterator[Transaction]:
-        yield cast(Transaction, self)
 
 
 class Ending(Exception):  # noqa: N818 - no error
@@ -142,41 +109,6 @@ class Connection:
         self.world.disconnect(self)
         if self.world.owner is self:
             self.world.owner = None
-
-
-@dataclass(eq=False)
-class Thread:
-    """A coroutine and the call that it waits for."""
-
-    steps: Coroutine[Any, Any, None]
-    call: Callable[[], object] | None = None
-    waiting_for: list[Thread] | None = None
-    """Of a question: the threads in which others answer it."""
-
-    @property
-    def kind(self) -> str:
-        return str(getattr(getattr(self.call, "func", self.call), "__name__", ""))
-
-    def go_on(self, step: Callable[[], Any]) -> None:
-        """Make the call, and run to the next one."""
-        try:
-            try:
-                result = step()
-            except (InUseError, UnavailableError, VolumeTakenError) as error:
-                self.call = self.steps.throw(error).call
-            else:
-                self.call = self.steps.send(result).call
-        except StopIteration:
-            self.call = None
-
-    def end(self) -> None:
-        """Let it be gone, whatever it would do about that."""
-        self.call = None
-        try:
-            while inspect.getcoroutinestate(self.steps) != inspect.CORO_CLOSED:
-                self.steps.throw(Killed())
-        except (Killed, StopIteration):
-            pass
 
 
 class Gateway:
@@ -535,75 +467,6 @@ class World:
                     (record.holder, record.run, record.epoch) == (*who, taken.epoch),
                     "the record names who has the volume",
                 )
-
-
-def shut_out_meanwhile(taker: type[Taker[Connection]], calls: int, *, before: bool) -> bool:
-    """Let a gateway take the volume, and after so many of its calls another one shut out a third,
-    which has sent a write, and die. The third has the volume before, or takes it at that moment.
-    Return False if that cannot be: the first one has the lock by then, or the third one lost it."""
-    world = World(lambda _: 0, taker=taker)
-    first, second, third = world.gateways
-    for gateway in world.gateways:
-        gateway.begin()
-    steps = first.taker.take(VOLUME, Manner.FIRM)
-    found = run_inline(third.taker.take(VOLUME, Manner.FIRM)) if before else None
-    try:
-        step = cast(Any, steps.send(None))
-        for _ in range(calls):
-            step = cast(Any, steps.send(step.call()))
-        if world.owner is not None and world.owner.gateway is first:
-            return False
-        found = found or run_inline(third.taker.take(VOLUME, Manner.FIRM))
-        if world.owner is not found.claim:
-            return False
-        third.taken = found
-        third.write(found)
-        breaking = world.connect(second)
-        breaking.asked = True
-        breaking.break_lock(found.claim.address)
-        second.die()
-        try:
-            while True:
-                step = cast(Any, steps.send(step.call()))
-        except StopIteration as done:
-            first.taken = taken = cast(Taken[Connection], done.value)
-    finally:
-        Thread(cast(Coroutine[Any, Any, None], steps)).end()
-    first.write(taken)
-    world.land(taken.claim)
-    world.land(found.claim)
-    return True
-
-
-class Listed:
-    """Choices in order: every schedule once, until there are no more, or too many."""
-
-    def __init__(self) -> None:
-        self._made: list[tuple[int, int]] = []
-        self._at = 0
-
-    def __call__(self, number: int) -> int:
-        if self._at == len(self._made):
-            self._made.append((0, number))
-        choice, of = self._made[self._at]
-        assert of == number
-        self._at += 1
-        return choice
-
-    def advance(self) -> bool:
-        """Go on to the next schedule. Return False when there is none."""
-        self._at = 0
-        while self._made:
-            choice, of = self._made.pop()
-            if choice + 1 < of:
-                self._made.append((choice + 1, of))
-                return True
-        return False
-
-
-def seeded(seed: int) -> Callable[[int], int]:
-    """Random choices."""
-    return random.Random(seed).randrange
 
 
 def main() -> None:

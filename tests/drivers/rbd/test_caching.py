@@ -30,7 +30,7 @@ from bockd.pool.pool import nothing_more
 from bockd.publictexts import discretion
 from bockd.runtime.steps import Signal, Steps, run_inline
 from tests.drivers.rbd.ceph import need_modules
-from tests.drivers.rbd.takers import Records
+from tests.drivers.rbd.memoryindex import Records
 
 need_modules()
 

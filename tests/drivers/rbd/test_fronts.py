@@ -19,7 +19,7 @@ from bockd.errors import ConflictError, DeviceError
 from bockd.model import BLOCK_SIZE, CacheMode, VolumeId
 from bockd.runtime.steps import Background, Signal, Steps, run_inline
 from tests.drivers.rbd.ceph import need_modules
-from tests.drivers.rbd.takers import Records
+from tests.drivers.rbd.memoryindex import Records
 from tests.drivers.writeback.opened import (
     BOUND_BYTES,
     IMAGE,

@@ -22,7 +22,7 @@ from bockd.errors import (
 from bockd.model import VolumeId
 from bockd.runtime.steps import Signal, Steps, run_inline
 from tests.drivers.rbd.ceph import need_modules
-from tests.drivers.rbd.takers import Records
+from tests.drivers.rbd.memoryindex import Records
 
 need_modules()
 

@@ -24,7 +24,7 @@ from bockd.pool.pool import nothing_more
 from bockd.publictexts import discretion
 from bockd.runtime.steps import Background, Signal, run_inline
 from tests.drivers.rbd.ceph import need_modules
-from tests.drivers.rbd.takers import Records
+from tests.drivers.rbd.memoryindex import Records
 
 need_modules()
 

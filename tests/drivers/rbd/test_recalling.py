@@ -20,8 +20,8 @@ from bockd.pool.nodes import Nodes
 from bockd.publictexts import UNREADABLE_LOG, concealed
 from bockd.runtime.steps import Steps, run_inline
 from tests.drivers.rbd.ceph import need_modules
+from tests.drivers.rbd.memoryindex import Records
 from tests.drivers.rbd.pooldriver import RbdDriver
-from tests.drivers.rbd.takers import Records
 
 need_modules()
 

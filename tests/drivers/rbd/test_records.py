@@ -39,7 +39,7 @@ from bockd.pool.index import Index, Transaction
 from bockd.pool.nodes import VOLUMES, Nodes, decode_record
 
 from .memory import LateObjects
-from .takers import Records
+from .memoryindex import Records
 
 ONE, TWO = Identity("one", "a" * 16), Identity("two", "b" * 16)
 VOLUME = RbdVolumeRecord(
