@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from bockd.drivers.rbd.draining import drain_while_it_goes_on
 from bockd.drivers.rbd.gateways import gateway
 from bockd.drivers.rbd.messages import DRAIN_SECONDS, LATE_SECONDS, Manner
-from bockd.drivers.rbd.opennodes import OpenNodes, refuse_dirty
+from bockd.drivers.rbd.opened import refuse_dirty
+from bockd.drivers.rbd.opennodes import OpenNodes
 from bockd.drivers.rbd.records import (
     RbdVolumeRecord,
     put_record,

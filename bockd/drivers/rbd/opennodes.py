@@ -19,7 +19,6 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -29,10 +28,10 @@ from bockd.drivers.rbd.fronts import Front, Fronts
 from bockd.drivers.rbd.images import open_image
 from bockd.drivers.rbd.lost import damaged_if_missing
 from bockd.drivers.rbd.messages import Manner
+from bockd.drivers.rbd.opened import OpenSnapshot, OpenVolume, refuse_failed
 from bockd.drivers.rbd.records import (
     RbdSnapshotRecord,
     RbdVolumeRecord,
-    dirty_elsewhere,
     snapshot_record,
     volume_record,
 )
@@ -46,46 +45,15 @@ from bockd.errors import (
     NotFoundError,
     VolumeFailedError,
     VolumeTakenError,
-    volume_failed,
 )
 from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.pool.device import BlockDevice
-from bockd.pool.records import VolumeRecord
 from bockd.runtime.steps import Spawn, Steps, blocking_apart, run_inline, try_spawn
 from bockd.runtime.waiting import Mutex
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-@dataclass(eq=False)
-class OpenVolume:
-    """A volume that this gateway has, and how many frontends use it."""
-
-    taken: Taken[RbdClaim]
-    device: RbdDevice
-    front: Front
-    """What users are given."""
-    users: int = 0
-
-    def grow(self, size_bytes: int) -> None:
-        """Show that the volume is larger now."""
-        self.device.grow(size_bytes)
-        if self.front.cached is not None:
-            self.front.cached.follow_size()
-
-
-@dataclass(eq=False)
-class OpenSnapshot:
-    """A snapshot that is open here, and how many frontends use it."""
-
-    snap: str
-    device: RbdDevice
-    front: Front
-    connection: ExitStack
-    """Ends the use of the connection that it is open on."""
-    users: int = 0
 
 
 class OpenNodes:
@@ -499,16 +467,3 @@ class OpenNodes:
                     if snapshot_record(txn, SnapshotId(node)).snap == name:
                         return NodeKind.SNAPSHOT, node
         return None
-
-
-def refuse_failed(record: VolumeRecord) -> None:
-    """Raise VolumeFailedError for a volume that an operator has to reopen."""
-    if record.failed is not None:
-        raise volume_failed(record.id, record.name, record.failed)
-
-
-def refuse_dirty(record: RbdVolumeRecord) -> None:
-    """Raise DirtyElsewhereError for a volume whose image does not have all that was answered: asked
-    in the transaction that uses the image."""
-    if record.dirty_at is not None:
-        raise dirty_elsewhere(record)

@@ -12,7 +12,8 @@ from bockd.drivers.rbd.images import new_name, remove_image, remove_snap, take_s
 from bockd.drivers.rbd.lost import damaged_if_missing
 from bockd.drivers.rbd.making import making
 from bockd.drivers.rbd.messages import Manner
-from bockd.drivers.rbd.opennodes import OpenNodes, refuse_dirty, refuse_failed
+from bockd.drivers.rbd.opened import refuse_dirty, refuse_failed
+from bockd.drivers.rbd.opennodes import OpenNodes
 from bockd.drivers.rbd.records import (
     RbdSnapshotRecord,
     RbdVolumeRecord,

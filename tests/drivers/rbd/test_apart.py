@@ -26,7 +26,8 @@ need_modules()
 
 from bockd.drivers.rbd.caching import CacheOperations  # noqa: E402
 from bockd.drivers.rbd.fronts import Front  # noqa: E402
-from bockd.drivers.rbd.opennodes import OpenNodes, OpenVolume  # noqa: E402
+from bockd.drivers.rbd.opened import OpenVolume  # noqa: E402
+from bockd.drivers.rbd.opennodes import OpenNodes  # noqa: E402
 from bockd.drivers.rbd.pool import FEATURES  # noqa: E402
 from bockd.drivers.rbd.recalling import recall  # noqa: E402
 from bockd.drivers.rbd.records import Identity  # noqa: E402

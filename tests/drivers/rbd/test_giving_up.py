@@ -30,7 +30,8 @@ from bockd.drivers.rbd import draining  # noqa: E402 - where there are the modul
 from bockd.drivers.rbd.caching import CacheOperations  # noqa: E402
 from bockd.drivers.rbd.fronts import Front  # noqa: E402
 from bockd.drivers.rbd.leftdirty import write_back_left  # noqa: E402
-from bockd.drivers.rbd.opennodes import OpenNodes, OpenVolume  # noqa: E402
+from bockd.drivers.rbd.opened import OpenVolume  # noqa: E402
+from bockd.drivers.rbd.opennodes import OpenNodes  # noqa: E402
 from bockd.drivers.rbd.records import (  # noqa: E402
     DirtyAt,
     Identity,

@@ -36,7 +36,8 @@ from bockd.drivers.rbd.leftdirty import (  # noqa: E402
     write_back_left,
 )
 from bockd.drivers.rbd.messages import Manner  # noqa: E402
-from bockd.drivers.rbd.opennodes import OpenNodes, OpenVolume  # noqa: E402
+from bockd.drivers.rbd.opened import OpenVolume  # noqa: E402
+from bockd.drivers.rbd.opennodes import OpenNodes  # noqa: E402
 from bockd.drivers.rbd.records import (  # noqa: E402
     DirtyAt,
     Identity,
