@@ -14,7 +14,7 @@ from fastapi import APIRouter, Depends, Path
 from pydantic import Field
 
 from api.control import Body, Ref, SetLimits
-from bockd.control import (
+from bockd.accountcontrol import (
     AccountControl,
     NewAccessKey,
     NewPassword,

@@ -19,7 +19,8 @@ from api.freshness import Freshness, Refresh
 from api.imagecontrol import image_control_router
 from api.intake import Intake, sent_path
 from api.metrics.app import PATHS
-from bockd.control import AccountControl, Control, ImageControl
+from bockd.accountcontrol import AccountControl
+from bockd.control import Control, ImageControl
 from bockd.dashboardcontrol import DashboardControl
 
 

@@ -15,8 +15,9 @@ from api.dashboard.sessions import Sessions
 from api.faults import fault_of_error, install_faults
 from api.freshness import Freshness, Refresh
 from api.intake import Intake
+from bockd.accountcontrol import AccountControl
 from bockd.blockstorage.trashcontract import StorageWithTrash
-from bockd.control import AccountControl, Control, ImageControl
+from bockd.control import Control, ImageControl
 from bockd.dashboardcontrol import HeatControl
 from bockd.errors import UnauthorizedError
 

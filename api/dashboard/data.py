@@ -17,16 +17,10 @@ from starlette.responses import Response
 from api.dashboard.overview import overview
 from api.dashboard.remembered import Remembered
 from api.listing import PiecesResponse, encode_all, with_arrays
+from bockd.accountcontrol import AccountControl
 from bockd.blockstorage.contract import TenantId
 from bockd.blockstorage.trashcontract import StorageWithTrash
-from bockd.control import (
-    AccountControl,
-    Control,
-    DaemonInfo,
-    ImageControl,
-    ImageInfo,
-    PoolInfo,
-)
+from bockd.control import Control, DaemonInfo, ImageControl, ImageInfo, PoolInfo
 from bockd.dashboardcontrol import HeatControl, HeatMap
 from bockd.errors import NotSupportedError
 from bockd.model import NodeKind, Server, VolumeId

@@ -15,9 +15,10 @@ from typing import Any, Self
 import msgspec
 
 from api.listing import JsonArray, each_piece, encode_all, items, with_arrays
+from bockd.accountcontrol import AccountControl, TenantInfo
 from bockd.blockstorage.contract import Snapshot, TenantId, Volume
 from bockd.blockstorage.trashcontract import StorageWithTrash, TrashedNode
-from bockd.control import AccountControl, Control, SnapshotInfo, TenantInfo, VolumeInfo
+from bockd.control import Control, SnapshotInfo, VolumeInfo
 from bockd.errors import DamagedError
 from bockd.model import NO_IO_LIMITS, IoLimits, NodeKind
 from bockd.pool.caches import CacheState

@@ -1,4 +1,4 @@
-"""The client side of the control API's accounts (`bockd.control.AccountControl`)."""
+"""The client side of the control API's accounts (`bockd.accountcontrol.AccountControl`)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import asdict
 
 import click
 
+from bockd.accountcontrol import NewAccessKey, NewPassword, NewQuota, TenantInfo, UserInfo
 from bockd.cli.client import ControlClient, decode, segment
 from bockd.cli.finding import suggesting
 from bockd.config import load_settings
-from bockd.control import NewAccessKey, NewPassword, NewQuota, TenantInfo, UserInfo
 from bockd.model import IoLimits
 
 

@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 
 import click
 
+from bockd.accountcontrol import NewPassword, NewQuota, TenantInfo, UserInfo
 from bockd.cli.accountclient import AccountClient, connect
 from bockd.cli.asking import confirm
 from bockd.cli.iolimits import limit_fields
 from bockd.cli.lazy import LazyGroup
 from bockd.cli.output import json_option, print_json, print_record, print_table, report
-from bockd.control import NewPassword, NewQuota, TenantInfo, UserInfo
 from bockd.errors import InvalidRequestError
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -1,4 +1,4 @@
-"""The control interface's accounts over the pool's index (bockd.control.AccountControl)."""
+"""The control interface's accounts over the pool's index (bockd.accountcontrol.AccountControl)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from bockd.accountcontrol import NewAccessKey, NewPassword, NewQuota, TenantInfo, UserInfo
 from bockd.blockstorage.contract import UNLIMITED, Quota
 from bockd.blockstorage.records import TenantRecord
 from bockd.blockstorage.running import OperationRunner, StorageContext
-from bockd.control import NewAccessKey, NewPassword, NewQuota, TenantInfo, UserInfo
 from bockd.errors import ConflictError, InvalidRequestError
 from bockd.identity import credentialsfile
 from bockd.identity.accounts import Accounts, User
@@ -26,7 +26,7 @@ MAX_QUOTA = 1 << 53
 
 
 class PoolAccounts:
-    """Implements bockd.control.AccountControl; see there for what each method promises."""
+    """Implements bockd.accountcontrol.AccountControl; see there for what each method promises."""
 
     def __init__(
         self,

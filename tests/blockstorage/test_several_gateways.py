@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import trio
 
+from bockd.accountcontrol import NewQuota, TenantInfo
 from bockd.blockstorage.contract import NewImage, NewSnapshot, NewVolume, Status, TenantId
 from bockd.blockstorage.images import Images
 from bockd.blockstorage.records import API_VOLUMES, IMPORTS, SERVERS, ImageRecord, Ledger
 from bockd.blockstorage.volumes import move_volume
 from bockd.blockstorage.working import earlier_runs_of, workers
-from bockd.control import NewQuota, TenantInfo
 from bockd.daemon.accounts import PoolAccounts
 from bockd.errors import BockdError, ConflictError, InvalidStateError, NotFoundError
 from bockd.index.keys import id_key

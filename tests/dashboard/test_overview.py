@@ -10,9 +10,9 @@ import pytest
 
 from api.dashboard.overview import OwnedNodes, keep_volumes, overview
 from api.listing import PIECE
+from bockd.accountcontrol import AccountControl, TenantInfo
 from bockd.blockstorage.contract import NewVolume, Page, Quota, TenantId
 from bockd.blockstorage.trashcontract import StorageWithTrash, TrashedNode
-from bockd.control import AccountControl, TenantInfo
 from bockd.model import MIB
 from tests.api.memory_blockstorage import MemoryBlockStorage
 from tests.api.memory_control import MemoryControl
