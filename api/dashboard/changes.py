@@ -14,9 +14,10 @@ from pydantic import Field
 
 from api.control import Body, LimitsBody
 from api.dashboard.audit import AuditedRoute
+from bockd.accountcontrol import AccountControl
 from bockd.blockstorage.contract import BlockStorage, ImageId, NewSnapshot, NewVolume, TenantId
 from bockd.blockstorage.trashcontract import StorageWithTrash
-from bockd.control import AccountControl, Control
+from bockd.control import Control
 from bockd.errors import ConflictError, InvalidRequestError, NotFoundError
 from bockd.model import DeviceProfile, IoLimits, SnapshotId, VolumeId
 from bockd.pool.reports import CheckReport

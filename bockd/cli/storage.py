@@ -18,6 +18,7 @@ from urllib.parse import quote, urlsplit
 import click
 
 from bockd import errors
+from bockd.cli.bodies import edited, sized
 from bockd.cli.client import ControlClient, segment
 from bockd.cli.faults import error_of_fault
 from bockd.cli.finding import choose, is_id, looked_for, not_there
@@ -40,7 +41,7 @@ from bockd.cli.records import (
 )
 from bockd.config import Settings, load_settings
 from bockd.control import DaemonInfo
-from bockd.model import GIB, CacheMode, NodeKind, export_uri, is_uuid
+from bockd.model import CacheMode, NodeKind, export_uri, is_uuid
 from bockd.pool.reports import Space
 from bockd.tls.trust import Trust
 from bockd.validation import check_name, check_volume_size
@@ -454,22 +455,6 @@ class StorageClient:
             ):
                 self._neighbour = control.info()
         return self._neighbour
-
-
-def edited(name: str | None, description: str | None) -> dict[str, object]:
-    """Return what a request says that changes a name and a description; None leaves what is
-    there."""
-    texts = {"display_name": name, "display_description": description}
-    return {key: text for key, text in texts.items() if text is not None}
-
-
-def sized(key: str, size_bytes: int, content_bytes: int | None = None) -> dict[str, object]:
-    """Return a size as a request has it: GiB, rounded up, under the API's key; and bytes for a
-    bockd."""
-    exactly = {"size_bytes": size_bytes}
-    if content_bytes not in (None, size_bytes):
-        exactly["content_bytes"] = content_bytes
-    return {key: -(-size_bytes // GIB), "bockd": exactly}
 
 
 def decode(content: bytes) -> Any:
