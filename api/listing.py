@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -30,6 +29,9 @@ class Listed(Protocol):
     @property
     def id(self) -> int: ...
 
+    @property
+    def display_name(self) -> str | None: ...
+
 
 T = TypeVar("T")
 L = TypeVar("L", bound=Listed)
@@ -42,18 +44,23 @@ async def each_piece(
     """Have `take` called with what `page` names of what `fetch` finds, piece by piece.
 
     Each piece begins after the last id of the one before, so that what is created or deleted
-    meanwhile neither repeats nor hides anything else.
+    meanwhile neither repeats nor hides anything else. Names and offsets are judged here: what looks
+    for one of ten thousand, or passes over them, would hold up everybody.
     """
-    pace, left = Pace(), page.limit or None
+    pace, left, offset, marker = Pace(), page.limit or None, page.offset, page.marker
     while True:
-        wanted = PIECE if left is None else min(PIECE, left)
-        found = await fetch(replace(page, limit=wanted))
-        take(found)
+        is_all_shown = page.display_name is None and not offset
+        wanted = PIECE if left is None or not is_all_shown else min(PIECE, left)
+        found = await fetch(Page(limit=wanted, marker=marker))
+        named = [one for one in found if page.display_name in (None, one.display_name)]
+        shown = named[offset:][:left]
+        take(shown)
+        offset = max(0, offset - len(named))
         if left is not None:
-            left -= len(found)
+            left -= len(shown)
         if len(found) < wanted or left == 0:
             return
-        page = replace(page, marker=found[-1].id, offset=0)
+        marker = found[-1].id
         await pace.step()
 
 

@@ -49,6 +49,7 @@ async def fetch(page: Page) -> Sequence[Item]:
         Page(offset=MANY),
         Page(marker=2 * MANY),
         Page(display_name="same", offset=PIECE),
+        Page(display_name="same", offset=PIECE + 3, limit=PIECE + 2),
         Page(display_name="other"),
     ],
     ids=str,
@@ -58,6 +59,21 @@ async def test_pieces_are_what_the_page_names(page: Page) -> None:
     found: list[Item] = []
     await each_piece(fetch, found.extend, page)
     assert found == await fetch(page)
+
+
+@pytest.mark.parametrize("page", [Page(display_name="other"), Page(offset=MANY), Page(limit=1)])
+@in_trio
+async def test_no_more_is_looked_at_in_one_go_than_is_shown(page: Page) -> None:
+    """However many are passed over before the first that is shown."""
+    asked: list[Page] = []
+
+    async def noted(part: Page) -> Sequence[Item]:
+        asked.append(part)
+        return await fetch(part)
+
+    await each_piece(noted, lambda _: None, page)
+    assert all(part == Page(limit=part.limit, marker=part.marker) for part in asked)
+    assert {part.limit for part in asked} == {1 if page.limit else PIECE}
 
 
 @pytest.mark.parametrize("count", [0, 1, PIECE, PIECE + 1, MANY])
