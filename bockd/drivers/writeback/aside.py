@@ -27,12 +27,12 @@ def has_unwritten(log: Path) -> bool:
     Raises OSError."""
     try:
         file, progress = ProgressFile.open(log)
-    except FileNotFoundError:
+    except (FileNotFoundError, DamagedError):
         first = done = 0  # it was not made to its end, or has been damaged since
-    except DamagedError:
-        return True
     else:
         file.close()
+        if progress.drained:
+            return False
         first, done = progress.first, progress.done
     log_id = log.name.rpartition(".")[2]
     return any(

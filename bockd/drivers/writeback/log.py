@@ -312,6 +312,7 @@ class Log:
             synced=self.synced,
             boot=old.boot,
             broken=self.broken[:_REASON_CHARACTERS],
+            drained=bool(self.broken) and self.clean,
             known_done=self._known[0],
             known_synced=self._known[1],
         )

@@ -44,6 +44,9 @@ class Progress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The kernel's id of the boot in which the log was opened last."""
     broken: str = ""
     """Why nothing may be appended any more."""
+    drained: bool = False
+    """All that was answered from the log is below, whatever its segments hold after `done`, or do
+    not show: said of one that is broken only, as the disk may have any part of what it refused."""
     known_done: int = 0
     """What the driver has committed of `done`. A record that says less is an older one."""
     known_synced: int = 0

@@ -154,6 +154,9 @@ def _needed(path: Path, progress: Progress) -> list[int]:
 
 def _recover(path: Path, file: ProgressFile, progress: Progress, segments: list[Segment]) -> Opened:
     records = DirtyRecords()
+    if progress.drained:
+        needless = _needless(path, segments)
+        return Opened(path, file, progress, segments, records, progress.done, needless)
     scanned, sequence = _scan_all(segments, progress, records)
     # The log goes on in the last segment that has a record; those behind it are spare.
     last = len(scanned) - 1
@@ -167,8 +170,7 @@ def _recover(path: Path, file: ProgressFile, progress: Progress, segments: list[
         except OSError as error:
             broken = f"making it ready when it was opened: {error}"
             progress = msgspec.structs.replace(progress, broken=broken)
-    needed = [one.path.name for one in segments]
-    needless = sum(one.stat().st_size for one in _others(path, needed) if one.suffix == SUFFIX)
+    needless = _needless(path, segments)
     return Opened(path, file, progress, segments, records, sequence, needless)
 
 
@@ -209,6 +211,12 @@ def _remove_but(path: Path, needed: list[Segment]) -> None:
             sync_directory(path)
         one.unlink()
     sync_directory(path)
+
+
+def _needless(path: Path, needed: list[Segment]) -> int:
+    """Return what segments take that are not needed."""
+    others = _others(path, [one.path.name for one in needed])
+    return sum(one.stat().st_size for one in others if one.suffix == SUFFIX)
 
 
 def _number_of(segment: Path) -> int:

@@ -17,6 +17,7 @@ from bockd.drivers.writeback import segment
 from bockd.drivers.writeback.binding import FILE, LoggedPool
 from bockd.drivers.writeback.directory import WriteBackDirectory
 from bockd.drivers.writeback.progress import ProgressFile
+from bockd.drivers.writeback.records import seed_of
 from bockd.errors import BockdError, ConflictError, DamagedError, InUseError
 from bockd.model import BLOCK_SIZE
 from bockd.publictexts import UNREADABLE_LOG
@@ -319,6 +320,23 @@ def test_a_log_that_cannot_be_read_is_put_aside(
     path.write_bytes(content)
     opened.run(opened.directory.discard(IMAGE, keep=True))
     assert len(aside(opened)) == 1
+
+
+@pytest.mark.parametrize("progress", [None, b"", bytes(8192), b"torn"])
+def test_a_log_that_was_not_made_to_its_end_is_not_put_aside(
+    opened: Opened, progress: bytes | None
+) -> None:
+    """The process or the power has ended before the driver was told of it."""
+    opened.close()
+    put_log(opened.path)
+    torn = opened.path / f"{IMAGE}.0123456789abcdef"
+    header = segment.header_of(1, seed_of("0123456789abcdef"))
+    (torn / "00000001.seg").write_bytes(header.ljust(SEGMENT_BYTES, b"\0"))
+    if progress is not None:
+        (torn / "progress").write_bytes(progress)
+    opened.open()
+    assert aside(opened) == []
+    assert opened.directory.images() == []
 
 
 def test_of_a_deleted_volume_nothing_is_put_aside(opened: Opened, below: MemoryDevice) -> None:

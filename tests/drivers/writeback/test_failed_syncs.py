@@ -190,6 +190,54 @@ def test_a_broken_log_that_was_drained_and_cannot_be_removed_was_not_given_up(
     one.opened.dispose()
 
 
+@pytest.mark.parametrize("what", ["sync", "append"])
+@pytest.mark.parametrize("end", ["kill", "cut"])
+def test_a_broken_log_that_was_drained_was_not_given_up_whatever_the_disk_has_of_it(
+    machine: Made, monkeypatch: pytest.MonkeyPatch, what: str, end: str
+) -> None:
+    """It could not be removed before the process ended. Of what a sync has refused, the disk may
+    have any part; of what an append has, too, and a client has written that below since."""
+    for seed in SEEDS:
+        one = machine(seed)
+        one.hold_below()
+        one.opened.write(0, block(1))
+        one.opened.write(BLOCK_SIZE, block(2))
+        with monkeypatch.context() as patch:
+            _fail_once(one, what, patch)
+            patch.setattr(Path, "unlink", _fails)
+            gate, one.below.gate = one.below.gate, None
+            assert gate is not None
+            gate.fire()
+            one.opened.write(0, block(3))
+            one.opened.flush()
+        assert one.opened.record is None
+        assert one.opened.directory.images() == [IMAGE]
+        if end == "cut":
+            one.cut()
+            one.opened.open()
+        else:
+            one.opened.again()
+        assert one.opened.directory.aside() == [], f"seed {seed}"
+        assert one.opened.directory.images() == []
+        assert one.opened.read(0) == block(3)
+        one.opened.dispose()
+
+
+def _fail_once(one: Machine, what: str, patch: pytest.MonkeyPatch) -> None:
+    """Have the next sync, or append, of a segment fail as `disk.py` has it."""
+    name = "sync" if what == "sync" else "_write"
+    real = getattr(Segment, name)
+
+    def failing(self: Segment, *arguments: object) -> None:
+        one.disk.failing = 10.0
+        try:
+            real(self, *arguments)
+        finally:
+            one.disk.failing = 0.0
+
+    patch.setattr(Segment, name, failing)
+
+
 @pytest.mark.parametrize("end", ["close", "kill"])
 def test_a_broken_log_that_was_drained_is_not_replayed(
     machine: Made, monkeypatch: pytest.MonkeyPatch, end: str

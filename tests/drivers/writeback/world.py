@@ -117,7 +117,7 @@ class World:
         self._replayed: tuple[str, int] | None = None
         """A log that may be replayed over what is newer, and up to which sequence."""
         self._unnoted = set[str]()
-        """Logs whose disk did not take once how far they are below: that they are void, nobody may
+        """Logs whose disk did not take the last progress: that all of them is below, nobody may
         see."""
         self._note_unnoted()
         mutate(self._patch)
@@ -150,6 +150,7 @@ class World:
             except BaseException:
                 self._unnoted.add(progress.log)
                 raise
+            self._unnoted.discard(progress.log)
 
         self._patch.setattr(ProgressFile, "write", noting)
 
