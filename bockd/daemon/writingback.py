@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import trio
 
@@ -18,10 +19,14 @@ from bockd.drivers.rbd.opennodes import OpenNodes
 from bockd.drivers.rbd.records import RbdVolumeRecord, same_log
 from bockd.drivers.rbd.sweep import is_made_by_bockd
 from bockd.drivers.rbd.writebacks import WriteBacks
+from bockd.drivers.writeback.segment import log_call
 from bockd.errors import BockdError, DamagedError
 from bockd.model import VolumeId
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import Spawn, Steps, try_spawn
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -73,13 +78,16 @@ class WritingBack:
         if write_backs is None:
             return
         here = self._nodes.session.who.gateway
-        for image in filter(is_made_by_bockd, write_backs.images()):
+        images = await self._runner.run(_ask_disk(write_backs.images))
+        for image in filter(is_made_by_bockd, images):
             if found.is_void(image):
                 keep = image in found.clean  # of what was deleted, nothing is
                 await self._runner.run(self._nodes.fronts.discard_log(image, keep=keep))
                 continue
             record = found.dirty.get(image)
-            if record is not None and record.dirty_elsewhere(here) and _is_at(record, write_backs):
+            if record is None or not record.dirty_elsewhere(here):
+                continue
+            if await self._runner.run(_ask_disk(_is_at, record, write_backs)):
                 self._elsewhere.append(record)
                 log.warning("%s", _kept(record))
 
@@ -174,8 +182,13 @@ class WritingBack:
             return False
 
 
+async def _ask_disk(question: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Ask the disk of the logs something, in a thread: it may hang. Raises what `question` does."""
+    return await log_call(question, *args, **kwargs)
+
+
 def _is_at(record: RbdVolumeRecord, write_backs: WriteBacks) -> bool:
-    """Return whether the very log is here that a volume is dirty in."""
+    """Return whether the very log is here that a volume is dirty in. Blocks."""
     return record.dirty_at is not None and write_backs.has(record.image, record.dirty_at.log)
 
 

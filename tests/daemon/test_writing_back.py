@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import re
+import threading
 from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
@@ -71,6 +72,8 @@ class Nodes:
         self.put_aside: list[Path] = []
         self.noted: list[list[tuple[VolumeId, int, LogReach]]] = []
         self.logs: list[str] = []
+        self.threads: list[int] = []
+        """In which the disk of the logs was asked."""
         self.known: list[LogReach] = []
         self.not_taken: set[VolumeId] = set()
         """Of which the index takes no note."""
@@ -105,9 +108,11 @@ class Nodes:
         return self.ended.pop(0) if len(self.ended) > 1 else self.ended[0]
 
     def images(self) -> list[str]:
+        self.threads.append(threading.get_ident())
         return self.logs
 
     def has(self, image: str, log: str) -> bool:
+        self.threads.append(threading.get_ident())
         return image in self.logs and log == "log"
 
     def look(self) -> None:
@@ -167,6 +172,8 @@ def test_only_logs_of_what_is_dirty_nowhere_are_removed_at_the_start(
 
     with caplog.at_level(logging.WARNING):
         trio.run(main)
+    assert len(nodes.threads) == 3
+    assert threading.get_ident() not in nodes.threads, "a disk that hangs stops the daemon's start"
     assert nodes.discarded == [IMAGES[2], IMAGES[3]]
     assert nodes.kept == [IMAGES[2], None], "the other one was deleted"
     assert "is dirty at gateway other, and its log is here" in caplog.text

@@ -109,7 +109,7 @@ class WriteBacks(Protocol):
         ...
 
     def images(self) -> list[str]:
-        """Return the images of which there are logs. Raises BockdError."""
+        """Return the images of which there are logs. For any thread; blocks. Raises BockdError."""
         ...
 
     def has(self, image: str, log: str) -> bool:

@@ -133,7 +133,8 @@ class WriteBackDirectory:
     # -- logs ------------------------------------------------------------------------------------
 
     def images(self) -> list[str]:
-        """Return of which images there are logs here. Raises BockdError."""
+        """Return of which images there are logs here. For any thread; blocks, as long as the disk
+        hangs. Raises BockdError."""
         with named(f"looking for logs in {self.path}"):
             return sorted({_image_of(one) for one in self._logs()})
 
