@@ -23,8 +23,8 @@ from bockd.daemon.retrying import Retrying
 from bockd.daemon.writingback import WritingBack
 from bockd.drivers.cache.directory import CacheDirectory
 from bockd.drivers.rbd.figures import figures
+from bockd.drivers.rbd.inquiry import CERTAIN_SECONDS
 from bockd.drivers.rbd.leftdirty import hold_logs, left_since
-from bockd.drivers.rbd.messages import CERTAIN_SECONDS
 from bockd.drivers.rbd.pool import RbdPool
 from bockd.drivers.writeback.binding import LoggedPool
 from bockd.drivers.writeback.directory import WriteBackDirectory
@@ -38,20 +38,19 @@ log = logging.getLogger(__name__)
 
 UNCONFIRMED_SECONDS = CERTAIN_SECONDS - 10.0
 """How long writes are answered from logs without a word from the index, or without a watch of the
-bus that is known to be one. Whoever gives up what is
-dirty here asks this gateway for `CERTAIN_SECONDS` before, so what is answered is not given up by
-then: one that is cut off has ended to answer."""
+bus that would have heard a question by now. Whoever gives up what is
+dirty here asks this gateway for `CERTAIN_SECONDS` before (bockd.drivers.rbd.inquiry), so what is
+answered is not given up by then: one that is cut off has ended to answer."""
 
-RELEASE_LOOKS = 12
+RELEASE_LOOKS = 5
 """How often in a row, every `FOLLOW_SECONDS`, index and bus must be back until this gateway commits
 a version of the index itself, and answers writes from logs again after that, if it finds that it
 still has what is dirty here. Somebody may be about to give that up:
 
-* This gateway did not hear the last question: the bus was not watched yet when that came. 12 s more
-  (`ROUND_SECONDS` and `DELIVERED_SECONDS`) are for one whose watch was there between two questions.
-  They do not cover a watch that is lost for the last question after more of these looks than that.
-* That it is given up is decided in the transaction, `LATE_SECONDS` after the last question at most:
-  with these 12 s, 20 s after the first look at the latest. The last look comes 22 s after it.
+* This gateway did not hear the last question: the bus was not watched yet when that came, for the
+  watch would have heard one since, and has been there for `GAP_SECONDS` at the first of these
+  looks. It is decided `LATE_SECONDS` after that question at most, which is less; these looks are
+  `LATE_SECONDS` more, for threads that are late.
 * What was decided may be committed at any time after that: an operation that has timed out may be
   carried out yet, and a process be stopped before it sends it. But it is for one version of the
   index, which this gateway's commit takes. What comes before that commit this gateway sees; who
@@ -116,6 +115,9 @@ class RbdBackend:
         self._good_looks = RELEASE_LOOKS
         self._confirmed = True
         """This gateway has committed since index and bus are back."""
+        self._confirming = False
+        self._silences = 0
+        """How many looks have found no index or no bus."""
         self.gateways = self._work.gateways
 
     @staticmethod
@@ -171,22 +173,34 @@ class RbdBackend:
     async def _drop_taken(self) -> None:
         """See `OpenNodes.drop_taken`. While the index is not heard of, nobody knows that;
         and while the bus is not watched, nobody is told that this gateway lives."""
-        while True:
-            await trio.sleep(FOLLOW_SECONDS)
-            await self._look()
+        async with trio.open_nursery() as nursery:
+            while True:
+                await trio.sleep(FOLLOW_SECONDS)
+                if self._look():
+                    nursery.start_soon(self._confirm)
 
-    async def _look(self) -> None:
+    def _look(self) -> bool:
+        """Return whether this gateway is to `_confirm` itself."""
         # First, so that what was committed before `confirm` is seen before logs go on.
         self.pool.open_nodes.drop_taken()
         self._hold_logs()
-        if not self._confirmed and self._good_looks >= RELEASE_LOOKS:
-            self._confirmed = await self._work.confirm()
+        return not (self._confirmed or self._confirming) and self._good_looks >= RELEASE_LOOKS
+
+    async def _confirm(self) -> None:
+        """The cluster may hang, and looks go on meanwhile: what they have found counts."""
+        self._confirming, silences = True, self._silences
+        try:
+            is_done = await self._work.confirm()
+        finally:
+            self._confirming = False
+        self._confirmed = is_done and silences == self._silences
 
     def _hold_logs(self) -> None:
         is_silent = self._work.silent_seconds() > UNCONFIRMED_SECONDS
         self._good_looks = 0 if is_silent else self._good_looks + 1
         if is_silent:
             self._confirmed = False
+            self._silences += 1
         held = not self._confirmed
         if held != self._held:
             log.warning("%s", _SILENT if held else "the cluster answers: write-back goes on")

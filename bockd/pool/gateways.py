@@ -35,3 +35,5 @@ class Gateway:
     since: float
     """When it began, in seconds since the epoch."""
     addresses: Addresses = NOWHERE
+    confirmed: int = 0
+    """How often it has committed that it is there, after it was cut off from the pool."""

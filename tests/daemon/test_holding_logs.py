@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bockd.errors import UnavailableError
-from bockd.runtime.steps import run_inline
+from bockd.runtime.steps import Signal, run_inline
 from tests.drivers.rbd.ceph import need_modules
 
 need_modules()
@@ -22,19 +22,18 @@ from bockd.daemon.rbdbackend import (  # noqa: E402
     UNCONFIRMED_SECONDS,
     RbdBackend,
 )
-from bockd.drivers.rbd.messages import (  # noqa: E402
+from bockd.drivers.rbd.inquiry import (  # noqa: E402
     CERTAIN_SECONDS,
-    DELIVERED_SECONDS,
+    GAP_SECONDS,
     LATE_SECONDS,
-    ROUND_SECONDS,
 )
 from bockd.drivers.rbd.settings import INDEX_TIMEOUT_SECONDS  # noqa: E402
 
 
 def test_it_ends_to_answer_before_others_give_up_what_it_has() -> None:
     assert UNCONFIRMED_SECONDS + 2 * FOLLOW_SECONDS < CERTAIN_SECONDS
-    looks_seconds = (RELEASE_LOOKS - 1) * FOLLOW_SECONDS
-    assert looks_seconds > ROUND_SECONDS + DELIVERED_SECONDS + LATE_SECONDS
+    assert LATE_SECONDS < GAP_SECONDS
+    assert (RELEASE_LOOKS - 1) * FOLLOW_SECONDS >= LATE_SECONDS
     assert UNCONFIRMED_SECONDS > INDEX_TIMEOUT_SECONDS, "one lost OSD is no reason"
 
 
@@ -84,8 +83,11 @@ def test_logs_are_held_while_the_index_is_not_heard_of(
 
     backend: Any = RbdBackend.__new__(RbdBackend)
     backend._work, backend._held, backend._good_looks = work, False, RELEASE_LOOKS
-    backend._confirmed = True
-    nodes = SimpleNamespace(volumes=volumes, drop_taken=lambda: came.append("looked"))
+    backend._confirmed, backend._confirming, backend._silences = True, False, 0
+    fronts = SimpleNamespace(held=False)
+    nodes = SimpleNamespace(
+        volumes=volumes, fronts=fronts, drop_taken=lambda: came.append("looked")
+    )
     backend.pool = SimpleNamespace(open_nodes=nodes)
 
     def look(seconds: float) -> bool:
@@ -94,7 +96,9 @@ def test_logs_are_held_while_the_index_is_not_heard_of(
             work._follow()
         except UnavailableError:
             assert silent[0]
-        run_inline(backend._look())
+        if backend._look():
+            run_inline(backend._confirm())
+        assert fronts.held == held[-1], "what is opened now"
         return held[-1]
 
     go_on = [True] * RELEASE_LOOKS + [False]
@@ -121,3 +125,41 @@ def test_logs_are_held_while_the_index_is_not_heard_of(
         ]
     assert caplog.text.count("the cluster has not answered for some time") == 2
     assert caplog.text.count("write-back goes on") == 2
+
+
+def test_looks_go_on_while_a_commit_lasts() -> None:
+    """It may last as long as the cluster hangs. When it has ended after all, what was found
+    meanwhile counts: others may have given up what is dirty since."""
+    silent, hangs = [100.0], [True]
+
+    async def confirm() -> bool:
+        if hangs[0]:
+            await Signal()
+        return True
+
+    work = SimpleNamespace(silent_seconds=lambda: silent[0], confirm=confirm)
+    backend: Any = RbdBackend.__new__(RbdBackend)
+    backend._work, backend._held, backend._good_looks = work, False, RELEASE_LOOKS
+    backend._confirmed, backend._confirming, backend._silences = True, False, 0
+    fronts = SimpleNamespace(held=False)
+    nodes = SimpleNamespace(volumes={}, fronts=fronts, drop_taken=lambda: None)
+    backend.pool = SimpleNamespace(open_nodes=nodes)
+    assert not backend._look()
+    silent[0] = 0.0
+    assert [backend._look() for _ in range(RELEASE_LOOKS)][-1]
+    confirming = backend._confirm()
+    confirming.send(None)
+    assert not backend._look(), "it goes on"
+    silent[0] = 100.0
+    backend._look()
+    silent[0] = 0.0
+    for _ in range(RELEASE_LOOKS + 1):
+        assert not backend._look()
+    with pytest.raises(StopIteration):
+        confirming.send(None)
+    assert backend._look(), "once more"
+    assert fronts.held
+    hangs[0] = False
+    run_inline(backend._confirm())
+    assert not backend._look()
+    assert not fronts.held

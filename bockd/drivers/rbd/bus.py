@@ -28,15 +28,19 @@ from bockd.config.rbd import RbdSettings
 from bockd.drivers.rbd.binding import rados
 from bockd.drivers.rbd.connection import connect, open_pool
 from bockd.drivers.rbd.errors import CEPH_ERRORS, errno_of, from_ceph_error, named
+from bockd.drivers.rbd.inquiry import (
+    DELIVERED_SECONDS,
+    GAP_SECONDS,
+    MOST_CERTAIN_SECONDS,
+    ROUND_SECONDS,
+    Inquiry,
+    boot_seconds,
+)
 from bockd.drivers.rbd.messages import (
     ALIVE_SECONDS,
     ANSWERS,
-    CERTAIN_SECONDS,
-    DELIVERED_SECONDS,
     HEARD_SECONDS,
     LIMIT_SECONDS,
-    MOST_CERTAIN_SECONDS,
-    ROUND_SECONDS,
     Answer,
     Manner,
     Question,
@@ -118,11 +122,14 @@ class Bus:
         self._sending = threading.Lock()
         """Of those who begin to ask."""
         self._watch: Watching | None = None
+        self._first: Watching | None = None
+        """The watch with which this run began."""
         self._cluster = connect(settings, index_options(settings))
         try:
             self._ioctx = open_pool(self._cluster, settings)
             self._forget_earlier_runs()
             self._try_to_watch()
+            self._first = self._watch
         except BaseException:
             self._cluster.shutdown()
             raise
@@ -175,38 +182,37 @@ class Bus:
         return bool(answers)
 
     def find_alive(
-        self, authors: Callable[[], Collection[str]], seconds: float | None = None
+        self, authors: Callable[[], Collection[str]], inquiry: Inquiry | None = None
     ) -> str | None:
         """Ask for runs, again and again, before something is done that cannot be undone if one of
-        them lives. `authors` names them anew for each round, as one may start meanwhile. Return one
-        that lives. None: for half a minute no other run was named, all questions were delivered,
-        none of the runs has answered any, and the last was acknowledged by all who watch the bus,
-        which does not say that a run has ended that is cut off from the cluster. Blocks, for half a
-        minute if they are dead, or if there are none; `seconds` is another time than half a minute,
-        for runs that were asked before. Raises UnavailableError: a question was not delivered, or a
-        run was named late, so nothing is known; BockdError."""
-        certain = CERTAIN_SECONDS if seconds is None else seconds
-        began = since = time.monotonic()
-        asked = set[str]()
+        them lives. `authors` names them anew for each round, as one may start meanwhile; `inquiry`
+        keeps what was asked, and is gone on with if it has been asked before. Return one that
+        lives. None: it is certain that none answers anything any more, though one may live that is
+        cut off from the cluster. Blocks, for half a minute if they are dead, or if there are none.
+        Raises UnavailableError: that cannot be certain; BockdError."""
+        inquiry = Inquiry() if inquiry is None else inquiry
+        began = boot_seconds()
         while True:
-            asked_at, all_heard, named = time.monotonic(), True, authors()
-            if not asked.issuperset(named):
-                since = asked_at
-                asked.update(named)
+            asked_at, all_heard = boot_seconds(), True
+            inquiry.begin_round()
+            named = authors()
+            inquiry.name(named)
             for author in named:
                 question = Question(author, f"{asked_by(self._who)}{next(self._numbers)}")
                 all_heard &= self._deliver(question)
                 if answers := self._answers_to(question):
                     self._remove(tuple(answers))
                     return author
-            if all_heard and asked_at - since >= certain:
+            inquiry.end_round(all_heard=all_heard)
+            if inquiry.is_certain:
                 return None
             if asked_at - began >= MOST_CERTAIN_SECONDS:
                 raise UnavailableError(
                     "whether another gateway lives is not known: somebody who watches the bus does "
-                    "not acknowledge questions, or it has just been started; try again"
+                    "not acknowledge questions, or not in time, or it has just been started; try "
+                    "again"
                 )
-            time.sleep(max(0.0, asked_at + ROUND_SECONDS - time.monotonic()))
+            time.sleep(max(0.0, asked_at + ROUND_SECONDS - boot_seconds()))
 
     def _deliver(self, question: Question) -> bool:
         """Send a question, and wait for the end of that itself. Return whether all who watch have
@@ -357,10 +363,16 @@ class Bus:
         return request.answers + self._who.gateway
 
     def silent_seconds(self) -> float | None:
-        """Return how long ago it was certain that questions come here. None: they do not now. For
-        any thread."""
-        watch = self._watch
-        return None if watch is None else watch.silent_seconds()
+        """Return how long ago it was certain that this gateway hears who asks for its run. None: it
+        is not, as there is no watch, or a new one: that may have been made between two questions,
+        of which it has heard neither. Nobody asks before the first watch of a run is there. For any
+        thread."""
+        watch, now = self._watch, boot_seconds()
+        silent = None if watch is None else watch.silent_seconds()
+        if watch is None or silent is None:
+            return None
+        is_new = watch is not self._first and now - silent - watch.made_at <= GAP_SECONDS
+        return None if is_new else silent
 
     # -- the watch ---------------------------------------------------------------------------
 

@@ -6,12 +6,12 @@ Implements `bockd.pool.pool.VolumeCaches`.
 from __future__ import annotations
 
 import logging
-import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from bockd.drivers.rbd.draining import drain_while_it_goes_on
 from bockd.drivers.rbd.gateways import gateway
-from bockd.drivers.rbd.messages import DRAIN_SECONDS, LATE_SECONDS, Manner
+from bockd.drivers.rbd.inquiry import Inquiry
+from bockd.drivers.rbd.messages import DRAIN_SECONDS, Manner
 from bockd.drivers.rbd.opened import refuse_dirty
 from bockd.drivers.rbd.opennodes import OpenNodes
 from bockd.drivers.rbd.records import (
@@ -36,6 +36,7 @@ from bockd.errors import (
 )
 from bockd.model import CacheMode, NodeKind, VolumeId
 from bockd.pool.caches import CacheState
+from bockd.pool.gateways import Gateway
 from bockd.pool.index import Transaction
 from bockd.pool.pool import WithVolume, nothing_more
 from bockd.pool.records import VolumeRecord
@@ -48,30 +49,6 @@ _UNREADABLE = (DamagedError, UnreadableError, ConflictError)
 """What opening or draining a volume raises if its log is damaged, cannot be read, or is in a
 directory that is not there (`Fronts.refuse_dirty`). After all other errors the log may be
 intact."""
-
-
-@dataclass
-class _Asked:
-    """A gateway's runs that were asked whether they live, and have not answered."""
-
-    runs: set[str] = field(default_factory=set)
-    at: float = 0.0
-    """Before the last question was sent, by `_now`."""
-
-    def refuse_late(self) -> None:
-        """Raise UnavailableError if the last question is so old that one of them may be back, and
-        answer from its logs again."""
-        if _now() - self.at > LATE_SECONDS:
-            raise UnavailableError(
-                "nothing was discarded: since the gateway where the volume is dirty was asked "
-                f"whether it lives, more than {LATE_SECONDS:.0f} s have gone by, and it may be "
-                "back; 'ceph -s' says how the Ceph cluster is. Try again"
-            )
-
-
-def _now() -> float:
-    """Return a time that no clock's change moves, and that goes on while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class CacheOperations:
@@ -177,12 +154,21 @@ class CacheOperations:
             await self._nodes.close_volume(volume, keep_dirty=True)
             if asked is None:  # this gateway may have had it open since
                 seen = await blocking_apart(CHANGING, self._look_again, seen)
+                if self._may_be_at_another_run(seen):
+                    here = self._session.who.gateway
+                    asked = await blocking_apart(CHANGING, self._refuse_alive, seen, here)
             record = await blocking_apart(CHANGING, self._discard, seen, asked, in_transaction)
             self._nodes.refusals.pop(volume, None)
             self._nodes.left_dirty.pop(volume, None)
             await self._nodes.fronts.discard_log(record.image, keep=True)
 
         return self._nodes.exclusive(volume, steps)
+
+    def _may_be_at_another_run(self, seen: RbdVolumeRecord) -> bool:
+        """Return whether a run of this gateway's name that is not this one had a volume last, which
+        this one could not open since: it may live on another machine, with the log."""
+        who = self._session.who
+        return seen.holder == who.gateway and seen.run not in (None, who.run)
 
     async def _is_written_back(self, volume: VolumeId) -> bool:
         """Try to write back what is dirty here, which is better than to give it up. Return False:
@@ -244,7 +230,7 @@ class CacheOperations:
                 "nothing was discarded: look again in a while"
             )
 
-    def _look_dirty(self, volume: VolumeId) -> tuple[RbdVolumeRecord, _Asked | None]:
+    def _look_dirty(self, volume: VolumeId) -> tuple[RbdVolumeRecord, Inquiry | None]:
         """Return the record of a volume whose dirty data may be given up here: it is dirty, and at
         no gateway that lives but this one; and the runs that were asked. None: it is dirty here.
         Blocks."""
@@ -266,24 +252,37 @@ class CacheOperations:
             return seen, self._refuse_alive(seen, seen.dirty_at.gateway)
         return seen, None
 
-    def _refuse_alive(self, seen: RbdVolumeRecord, name: str) -> _Asked:
+    def _refuse_alive(self, seen: RbdVolumeRecord, name: str) -> Inquiry:
         """Raise InUseError if a gateway lives: a run that the table has of it meanwhile, or the one
-        that had the volume last. Return the runs. Raises UnavailableError: that is not known."""
-        asked = _Asked()
-        if seen.holder == name and seen.run is not None:
-            asked.runs.add(f"{name}/{seen.run}")
+        that had the volume last. Return what was asked. Raises UnavailableError: that is not
+        known."""
+        asked = Inquiry()
+        self._ask(seen, name, asked)
+        return asked
+
+    def _ask(self, seen: RbdVolumeRecord, name: str, asked: Inquiry) -> None:
+        """Ask the runs of a gateway until it is certain, or, after what may last, once more. Raises
+        as `_refuse_alive` does."""
 
         def runs() -> list[str]:
-            asked.at = _now()
             # A change of nothing, which begins with what the others have committed.
-            found = self._session.index.update(lambda txn: gateway(txn, name))
+            found = self._session.index.update(lambda txn: self._other_run(txn, name))
+            asked.see(found)
+            known = set(asked.runs)
+            if seen.holder == name and seen.run is not None:
+                known.add(f"{name}/{seen.run}")
             if found is not None:
-                asked.runs.add(f"{name}/{found.run}")
-            return sorted(asked.runs)
+                known.add(f"{name}/{found.run}")
+            return sorted(known)
 
-        if self._session.bus.find_alive(runs) is not None:
+        if self._session.bus.find_alive(runs, asked) is not None:
             raise _is_running(seen, name)
-        return asked
+
+    def _other_run(self, txn: Transaction, name: str) -> Gateway | None:
+        """Return what the table has of a gateway, unless it is this very run."""
+        found = gateway(txn, name)
+        who = self._session.who
+        return None if found is None or (name, found.run) == (who.gateway, who.run) else found
 
     def _look_again(self, seen: RbdVolumeRecord) -> RbdVolumeRecord:
         """Return the record of a volume as it is now, with the image, and dirty in the log, that
@@ -293,34 +292,25 @@ class CacheOperations:
             raise _was_changed(seen)
         return now
 
-    def _ask_again(self, seen: RbdVolumeRecord, name: str, asked: _Asked) -> None:
-        """Ask the same runs once more, after what may last. Raises as `_refuse_alive` does."""
-
-        def runs() -> list[str]:
-            asked.at = _now()
-            return sorted(asked.runs)
-
-        if self._session.bus.find_alive(runs, 0.0) is not None:
-            raise _is_running(seen, name)
-
     def _discard(
-        self, seen: RbdVolumeRecord, asked: _Asked | None, in_transaction: WithVolume
+        self, seen: RbdVolumeRecord, asked: Inquiry | None, in_transaction: WithVolume
     ) -> RbdVolumeRecord:
         """Shut whoever has the volume out, and then write down that nothing is dirty. Raises
-        InUseError: a run of the gateway where it is dirty was not asked; UnavailableError: or was
-        asked too long ago. Blocks."""
+        InUseError: a run of the gateway where it is dirty was not asked, or is back;
+        UnavailableError: or was asked too long ago. Blocks."""
         at = seen.dirty_at
         assert at is not None
 
         def refuse_unasked(txn: Transaction) -> None:
             if asked is None:
                 return
-            found = gateway(txn, at.gateway)
-            if found is not None and f"{found.name}/{found.run}" not in asked.runs:
+            found = self._other_run(txn, at.gateway)
+            if found is not None and found != asked.entry:
                 raise InUseError(
                     f"gateway {found.name}, which has answered writes to volume {seen.id} "
-                    f"({seen.name}) that are not in the cluster, has just been started, so nothing "
-                    "was discarded: it writes them back, if it can; look again in a while"
+                    f"({seen.name}) that are not in the cluster, has just been started, or is "
+                    "back, so nothing was discarded: it writes them back, if it can; look again in "
+                    "a while"
                 )
             asked.refuse_late()
 
@@ -332,7 +322,7 @@ class CacheOperations:
         claim = self._session.taker.open_claim(seen.image)
         try:
             if asked is not None:
-                self._ask_again(seen, at.gateway, asked)
+                self._ask(seen, at.gateway, asked)
             self._session.index.update(refuse_unasked)
             if (owner := claim.owner()) is not None:
                 claim.break_lock(owner)

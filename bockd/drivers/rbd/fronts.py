@@ -98,6 +98,8 @@ class Fronts:
         """None: nothing is cached."""
         self.write_backs: WriteBacks | None = None
         """None: nothing is answered before the cluster has it."""
+        self.held = False
+        """What is in a log waits until the cluster has it (`leftdirty.hold_logs`)."""
         self._spawn = spawn
         self._logs: dict[str, Signal] = {}
         """By image: fires when the log is closed that is open, or was opened last."""
@@ -120,6 +122,7 @@ class Fronts:
             raise
         if log is None:
             return front
+        log.hold(held=self.held)
         front = Front(log, front.cached, front.lease, log)
         self._note_log(record.image, front.log_closed)
         return front

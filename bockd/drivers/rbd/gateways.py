@@ -95,13 +95,14 @@ class Gateways:
         self._write_down()
 
     def confirm(self) -> None:
-        """Commit that this gateway is there, though the table has it. What others have decided on
-        an earlier version of the index, and not committed by then, they decide anew, however late
-        it comes. Raises as `keep` does."""
-        self._write_down(anew=True)
+        """Commit that this gateway is there, so that its entry is not what it was before. What
+        others have decided on an earlier version of the index, and not committed by then, they
+        decide anew, however late it comes, and find that. Raises as `keep` does."""
+        self._own = replace(self._own, confirmed=self._own.confirmed + 1)
+        self._write_down()
 
-    def _write_down(self, *, anew: bool = False) -> None:
-        other = self._index.update(partial(self._put, anew=anew))
+    def _write_down(self) -> None:
+        other = self._index.update(self._put)
         if other is not None:
             raise InUseError(
                 f"another daemon has taken the name of this gateway, {other.name!r}"
@@ -109,15 +110,13 @@ class Gateways:
                 "name would take volumes from each other"
             )
 
-    def _put(
-        self, txn: Transaction, instead_of: str | None = None, *, anew: bool = False
-    ) -> Gateway | None:
-        """Write this gateway down; with `anew`, also if it is. Return the one that has its name, if
-        that is another run, and not the one to be replaced."""
+    def _put(self, txn: Transaction, instead_of: str | None = None) -> Gateway | None:
+        """Write this gateway down. Return the one that has its name, if that is another run, and
+        not the one to be replaced."""
         other = gateway(txn, self._own.name)
         if other is not None and other.run not in (self._own.run, instead_of):
             return other
-        if anew or other != self._own:
+        if other != self._own:
             txn.put(GATEWAYS, self._own.name.encode(), msgspec.json.encode(self._own))
         return None
 

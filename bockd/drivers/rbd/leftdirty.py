@@ -139,7 +139,9 @@ async def drain_all(nodes: OpenNodes) -> None:
 
 
 def hold_logs(nodes: OpenNodes, *, held: bool) -> None:
-    """Have writes wait for the cluster, or not any more, of all volumes that are open."""
+    """Have writes wait for the cluster, or not any more, of all volumes that are open, and of those
+    that will be."""
+    nodes.fronts.held = held
     for opened in nodes.volumes.values():
         if opened.front.log is not None:
             opened.front.log.hold(held=held)

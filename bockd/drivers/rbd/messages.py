@@ -85,26 +85,8 @@ class Request(NamedTuple):
 
 
 ALIVE_SECONDS = 3.0
-"""How long it is waited for a run that may not live any more; who lives answers in milliseconds."""
-
-ROUND_SECONDS = 3.0
-"""Between two questions for a run, before something is done that cannot be undone if it lives."""
-
-CERTAIN_SECONDS = 30.0
-"""How long such questions go on: a gateway that has lost its watch makes it again meanwhile, and a
-watch of one that has died ends."""
-
-MOST_CERTAIN_SECONDS = 45.0
-"""Until then the last question must have been acknowledged by all who watch."""
-
-DELIVERED_SECONDS = 9.0
-"""How long one may last as a whole: its own limit and some seconds of the cluster's. That is less
-than the operation may last (settings.INDEX_TIMEOUT_SECONDS), after which nobody may have heard it.
-"""
-
-LATE_SECONDS = 8.0
-"""How old the last of these questions may be when it is decided that what a gateway has is given
-up. What follows from that is in `bockd.daemon.rbdbackend.RELEASE_LOOKS`."""
+"""How long it is waited for a run that may not live any more; who lives answers in milliseconds.
+What is asked before something that cannot be undone has limits of its own (inquiry.py)."""
 
 _QUESTION = re.compile(rf"alive ({_RUN.pattern}) ({_RUN.pattern}/\d+)")
 

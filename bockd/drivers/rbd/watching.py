@@ -16,6 +16,7 @@ from typing import Any
 
 from bockd.drivers.rbd.binding import rados
 from bockd.drivers.rbd.errors import CEPH_ERRORS, named
+from bockd.drivers.rbd.inquiry import boot_seconds
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ class Watching:
 
         with named(f"watching {name}"):
             self._watch = Watch(ioctx, name, _nothing, on_loss, seconds)
+        self.made_at = boot_seconds()
+        """By a clock that goes on while the machine sleeps."""
 
     def _acknowledge(self, callback: Callable[..., None], details: tuple[Any, ...]) -> None:
         with self._lock:

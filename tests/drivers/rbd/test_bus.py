@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import count
@@ -22,6 +22,7 @@ need_modules()
 from bockd.drivers.rbd.binding import rados  # noqa: E402
 from bockd.drivers.rbd.bus import BUS, WATCH_SECONDS, Bus, Release  # noqa: E402 - where there are the modules
 from bockd.drivers.rbd.connection import connect, open_pool  # noqa: E402
+from bockd.drivers.rbd.inquiry import GAP_SECONDS, Inquiry, boot_seconds  # noqa: E402
 from bockd.drivers.rbd.messages import Manner, Question  # noqa: E402
 from bockd.drivers.rbd.records import Identity  # noqa: E402
 from bockd.drivers.rbd.settings import index_options  # noqa: E402
@@ -197,9 +198,10 @@ class Silent:
 
     def bus(self, patch: pytest.MonkeyPatch) -> Bus:
         """Return a bus that was not joined."""
-        for name, seconds in (("ROUND", 0.001), ("CERTAIN", 0.02), ("MOST_CERTAIN", 0.1)):
-            patch.setattr(f"bockd.drivers.rbd.bus.{name}_SECONDS", seconds)
+        patch.setattr("bockd.drivers.rbd.bus.ROUND_SECONDS", 0.001)
+        patch.setattr("bockd.drivers.rbd.bus.MOST_CERTAIN_SECONDS", 0.1)
         patch.setattr("bockd.drivers.rbd.bus.DELIVERED_SECONDS", 20.0)
+        patch.setattr("bockd.drivers.rbd.inquiry.CERTAIN_SECONDS", 0.02)
         one: Any = Bus.__new__(Bus)
         one._limited, one._who, one._asking = self, Identity("here", "a" * 16), set()
         one._numbers, one._sending = count(1), threading.Lock()
@@ -235,33 +237,82 @@ def test_who_is_started_meanwhile_is_asked(monkeypatch: pytest.MonkeyPatch) -> N
     assert silent.asked == [THERE[0], *THERE]
 
 
-def test_who_is_named_late_is_asked_as_long_as_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
+class Slow:
+    """A silent namespace, and a bus that was not joined, with a clock of their own."""
 
-    def sleep(seconds: float) -> None:
-        now[0] += seconds
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self.delays = list[float]()
+        """What the next questions take, one after the other."""
+        self.silent = Silent()
+        self.silent.ends = [0]
+        patch.setattr("bockd.drivers.rbd.bus.time", SimpleNamespace(sleep=self.wait))
+        patch.setattr("bockd.drivers.rbd.bus.boot_seconds", lambda: self.now)
+        patch.setattr("bockd.drivers.rbd.inquiry.boot_seconds", lambda: self.now)
+        self.bus = self.silent.bus(patch)
+        answers_to: Any = self.bus._answers_to
 
-    silent = Silent()
-    silent.ends = [0]
-    bus = silent.bus(monkeypatch)
-    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
-    monkeypatch.setattr("bockd.drivers.rbd.bus.time", clock)
-    for name, seconds in (("ROUND", 3.0), ("CERTAIN", 30.0), ("MOST_CERTAIN", 45.0)):
-        monkeypatch.setattr(f"bockd.drivers.rbd.bus.{name}_SECONDS", seconds)
-    assert bus.find_alive(list) is None
-    assert now[0] == 30.0, "there was time to start one"
-    began = now[0]
-    assert bus.find_alive(lambda: THERE[: 1 + (now[0] - began > 10)]) is None
-    assert now[0] - began == 42.0
-    began = now[0]
-    assert bus.find_alive(lambda: THERE, 0.0) is None
-    assert now[0] == began, "they were asked before"
-    silent.ends = [errno.ETIMEDOUT, 0]
-    assert bus.find_alive(lambda: THERE, 0.0) is None
-    assert now[0] - began == 3.0, "one question was not acknowledged"
-    began = now[0]
+        def answered_late(asked: Question) -> dict[str, str]:
+            self.now += self.delays.pop(0) if self.delays else 0.0
+            found: dict[str, str] = answers_to(asked)
+            return found
+
+        patch.setattr(self.bus, "_answers_to", answered_late, raising=False)
+        for module, name, seconds in (
+            ("bus", "ROUND", 3.0),
+            ("bus", "MOST_CERTAIN", 45.0),
+            ("inquiry", "CERTAIN", 30.0),
+        ):
+            patch.setattr(f"bockd.drivers.rbd.{module}.{name}_SECONDS", seconds)
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    def took(self, authors: Callable[[], list[str]], inquiry: Inquiry | None = None) -> float:
+        """Return how long it takes until nobody lives."""
+        began = self.now
+        assert self.bus.find_alive(authors, inquiry) is None
+        return self.now - began
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Slow:
+    return Slow(monkeypatch)
+
+
+def test_who_is_named_late_is_asked_as_long_as_all(slow: Slow) -> None:
+    assert slow.took(list) == 30.0, "there was time to start one"
+    began = slow.now
+    assert slow.took(lambda: THERE[: 1 + (slow.now - began > 10)]) == 42.0
+    began = slow.now
     with pytest.raises(UnavailableError, match="has just been started"):
-        bus.find_alive(lambda: THERE[: 1 + (now[0] - began > 20)])
+        slow.took(lambda: THERE[: 1 + (slow.now - began > 20)])
+
+
+def test_who_was_asked_is_asked_once_more_or_as_long_again(slow: Slow) -> None:
+    """What comes between may last: a watch may have been made and lost meanwhile."""
+    inquiry = Inquiry()
+    assert slow.took(lambda: THERE, inquiry) == 30.0
+    assert slow.took(lambda: THERE, inquiry) == 0.0
+    slow.now += GAP_SECONDS
+    assert slow.took(lambda: THERE, inquiry) == 0.0
+    slow.now += GAP_SECONDS + 0.5
+    assert slow.took(lambda: THERE, inquiry) == 30.0
+
+
+def test_after_a_question_that_somebody_did_not_hear_the_time_counts_anew(slow: Slow) -> None:
+    """It may have been who is asked for, cut off for a moment."""
+    slow.silent.ends = [0, 0, errno.ETIMEDOUT, 0]
+    assert slow.took(lambda: THERE[:1]) == 9.0 + 30.0
+
+
+@pytest.mark.parametrize(("delay", "took"), [(9.0, 30.0), (9.1, 36.1)])
+def test_after_a_question_that_came_late_the_time_counts_anew(
+    slow: Slow, delay: float, took: float
+) -> None:
+    """It is the third one, and must end `GAP_SECONDS` after the second has begun."""
+    slow.delays = [0.0, 0.0, delay]
+    assert slow.took(lambda: THERE[:1]) == pytest.approx(took)
 
 
 @pytest.mark.parametrize("can_answer", [True, False])
@@ -341,7 +392,9 @@ def test_a_watch_is_made_again_whatever_went_wrong_meanwhile(
     assert errors == []
 
 
-def test_a_watch_says_since_when_it_may_not_be_one(bus: Bus) -> None:
+def test_a_watch_says_since_when_it_may_not_be_one(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As long, questions may not have come here, though no loss was told of."""
     silent = bus.silent_seconds()
     assert silent is not None
@@ -349,6 +402,9 @@ def test_a_watch_says_since_when_it_may_not_be_one(bus: Bus) -> None:
     bus._end_watch()
     assert bus.silent_seconds() is None
     bus._try_to_watch()
+    assert bus.silent_seconds() is None, "it may have been made between two questions"
+    later = boot_seconds() + GAP_SECONDS + WATCH_SECONDS * 4
+    monkeypatch.setattr("bockd.drivers.rbd.bus.boot_seconds", lambda: later)
     assert bus.silent_seconds() is not None
     watch = bus._watch
     assert watch is not None

@@ -34,10 +34,10 @@ from tests.drivers.rbd.memoryindex import Records
 
 need_modules()
 
-from bockd.drivers.rbd import caching, draining  # noqa: E402 - where there are the modules
+from bockd.drivers.rbd import draining, inquiry  # noqa: E402 - where there are the modules
 from bockd.drivers.rbd.caching import CacheOperations  # noqa: E402
 from bockd.drivers.rbd.gateways import GATEWAYS  # noqa: E402
-from bockd.drivers.rbd.messages import LATE_SECONDS  # noqa: E402
+from bockd.drivers.rbd.inquiry import LATE_SECONDS, Inquiry  # noqa: E402
 from bockd.drivers.rbd.records import DirtyAt, RbdVolumeRecord, Tenures, put_record  # noqa: E402
 
 ID = VolumeId(1)
@@ -118,7 +118,7 @@ class Gateway:
         self.spawn: Any = spawn
         self.drain: Any = self.succeed
         self.session = SimpleNamespace(
-            who=SimpleNamespace(gateway="here"),
+            who=SimpleNamespace(gateway="here", run="a" * 16),
             tenures=SimpleNamespace(look=lambda _volume: self.now),
         )
 
@@ -292,8 +292,8 @@ def test_a_gateway_that_cannot_write_back_says_so(
     assert operations.state(record).trouble == "there is no room for a log"
 
 
-def put_run(gateway: Gateway, run: str) -> None:
-    there = SharedGateway(name="there", run=run, since=1.0)
+def put_run(gateway: Gateway, run: str, confirmed: int = 0) -> None:
+    there = SharedGateway(name="there", run=run, since=1.0, confirmed=confirmed)
     gateway.session.index.put(GATEWAYS, b"there", msgspec.json.encode(there))
 
 
@@ -314,16 +314,21 @@ class Asked:
     def ask(self, *_arguments: object) -> None:
         """Nobody has it."""
 
-    def find_alive(
-        self, authors: Callable[[], list[str]], seconds: float | None = None
-    ) -> str | None:
-        if seconds is not None:
-            self.again.append(authors())
+    def find_alive(self, authors: Callable[[], list[str]], inquiry: Inquiry) -> str | None:
+        if inquiry.runs:
+            self.again.append(self._round(authors, inquiry))
             return self._alive if self._alive in self.again[-1] else None
-        self.rounds.append(authors())
+        self.rounds.append(self._round(authors, inquiry))
         self._meanwhile()
-        self.rounds.append(authors())
+        self.rounds.append(self._round(authors, inquiry))
         return self._alive if self._alive in self.rounds[-1] else None
+
+    def _round(self, authors: Callable[[], list[str]], inquiry: Inquiry) -> list[str]:
+        inquiry.begin_round()
+        named = authors()
+        inquiry.name(named)
+        inquiry.end_round(all_heard=True)
+        return named
 
 
 @pytest.mark.parametrize("alive", [True, False])
@@ -402,6 +407,17 @@ def test_while_a_run_was_not_asked_nothing_is_given_up(
         assert "log True" in gateway.came
 
 
+def test_who_has_confirmed_itself_since_it_was_asked_is_not_given_up(
+    gateway: Gateway, claim: Claim
+) -> None:
+    """It answers from its logs again. Who asks was paused meanwhile, as a virtual machine may be,
+    and its clocks with it."""
+    claim.broken = lambda: put_run(gateway, "b" * 16, confirmed=1)
+    with pytest.raises(InUseError, match="or is back, so nothing was discarded"):
+        gateway.discard()
+    assert "log True" not in gateway.came
+
+
 def test_who_is_back_while_the_image_is_opened_is_not_given_up(
     gateway: Gateway, claim: Claim
 ) -> None:
@@ -425,7 +441,7 @@ def test_long_after_the_last_question_nothing_is_given_up(
     """The gateway may be back by then, and answer from its logs again. What lasts while the image
     is opened does no harm, since it is asked once more."""
     now = [50.0]
-    monkeypatch.setattr(caching, "_now", lambda: now[0])
+    monkeypatch.setattr(inquiry, "boot_seconds", lambda: now[0])
 
     def stand_still(*_arguments: object) -> None:
         now[0] += seconds

@@ -29,6 +29,7 @@ need_modules()
 from bockd.drivers.rbd import draining  # noqa: E402 - where there are the modules
 from bockd.drivers.rbd.caching import CacheOperations  # noqa: E402
 from bockd.drivers.rbd.fronts import Front  # noqa: E402
+from bockd.drivers.rbd.inquiry import Inquiry  # noqa: E402
 from bockd.drivers.rbd.leftdirty import write_back_left  # noqa: E402
 from bockd.drivers.rbd.opened import OpenVolume  # noqa: E402
 from bockd.drivers.rbd.opennodes import OpenNodes  # noqa: E402
@@ -256,3 +257,45 @@ def test_what_could_not_be_read_once_is_tried_again(gateway: Gateway) -> None:
     run_inline(write_back_left(gateway.nodes, ID))
     assert gateway.tenures.look(ID).dirty_at is None
     assert gateway.owner is None
+
+
+class Bus:
+    """On which one run answers, or none."""
+
+    def __init__(self, alive: str) -> None:
+        self.asked = list[list[str]]()
+        self._alive = alive
+
+    def find_alive(self, authors: Callable[[], list[str]], inquiry: Inquiry) -> str | None:
+        inquiry.begin_round()
+        named = authors()
+        inquiry.name(named)
+        inquiry.end_round(all_heard=True)
+        self.asked.append(named)
+        return self._alive if self._alive in named else None
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_another_run_of_this_gateways_name_is_asked(lives: bool, gateway: Gateway) -> None:
+    """It may live on another machine, with the log, which is not here: it answers flushes from it
+    until it finds that its name was taken."""
+    other = "here/" + "b" * 16
+    session: Any = gateway.nodes.session
+    session.bus = Bus(other if lives else "")
+    put_record(session.index, replace(VOLUME, holder="here", run="b" * 16, address="its"))
+    gateway.owner = "its"
+
+    async def missing(_record: RbdVolumeRecord) -> None:
+        raise DamagedError("the log is missing")
+
+    gateway.nodes.fronts.refuse_dirty = missing
+    if lives:
+        with pytest.raises(InUseError, match=r"gateway here, .* is running"):
+            gateway.discard()
+        assert gateway.tenures.look(ID).dirty_at == VOLUME.dirty_at
+        assert gateway.owner == "its"
+        assert session.bus.asked == [[other]]
+    else:
+        gateway.discard()
+        assert gateway.tenures.look(ID).dirty_at is None
+        assert session.bus.asked == [[other], [other]], "once more when the image was opened"

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from bockd.drivers.rbd.gateways import SHARED, Gateways
+from bockd.drivers.rbd.gateways import SHARED, Gateways, gateway
 from bockd.drivers.rbd.index import SharedIndex
 from bockd.drivers.rbd.log import Log
 from bockd.drivers.rbd.records import Identity
 from bockd.errors import InUseError, UnavailableError
-from bockd.pool.gateways import Addresses
+from bockd.pool.gateways import Addresses, Gateway
 from bockd.pool.index import Transaction
 
 from .memory import MemoryObjects
@@ -121,16 +121,17 @@ def test_what_was_decided_before_a_gateway_is_confirmed_is_decided_anew(tables: 
     """However late it is committed: whoever had decided may have been stopped before that."""
     one, two = tables.table("gw1", "1"), tables.table("gw2", "2")
     one.enter()
-    decided = list[str]()
+    decided = list[Gateway | None]()
 
     def decide(txn: Transaction) -> None:
-        decided.append("to give something up")
+        decided.append(gateway(txn, "gw1"))
         if len(decided) == 1:
             one.confirm()
         txn.put(SHARED, b"given up", b"")
 
     two._index.update(decide)
     assert len(decided) == 2
+    assert decided[0] != decided[1], "a clock that stands still does not say that it was confirmed"
     two.forget(one.author)
     one.confirm()
     assert tables.listed() == [("gw1", "1")]
