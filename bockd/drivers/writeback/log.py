@@ -25,7 +25,14 @@ from bockd.drivers.writeback.epochs import Epoch
 from bockd.drivers.writeback.flight import Lane
 from bockd.drivers.writeback.progress import Progress, ProgressFile
 from bockd.drivers.writeback.records import HEADER_BYTES, Header, Kind, Record, microseconds, padded
-from bockd.drivers.writeback.segment import Segment, log_call, records_in, segment_path, syncing
+from bockd.drivers.writeback.segment import (
+    NOT_OF_THE_DISK,
+    Segment,
+    log_call,
+    records_in,
+    segment_path,
+    syncing,
+)
 from bockd.drivers.writeback.space import Space
 from bockd.failpoints import Failpoint, hit
 from bockd.model import MIB
@@ -355,7 +362,7 @@ class Log:
             if not await log_call(os.path.exists, segment_path(self.path, number)):
                 self._space.give_back(self.path, size)
             self.no_room = str(error)
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, *NOT_OF_THE_DISK):
                 self.fail(f"making a segment: {error}")
         else:
             self.no_room = ""

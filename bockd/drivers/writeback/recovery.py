@@ -35,6 +35,7 @@ from bockd.drivers.writeback.records import (
 )
 from bockd.drivers.writeback.segment import (
     FIRST_RECORD,
+    NOT_OF_THE_DISK,
     SUFFIX,
     Segment,
     is_segment,
@@ -168,6 +169,8 @@ def _recover(path: Path, file: ProgressFile, progress: Progress, segments: list[
         try:
             progress = _make_ready(path, file, progress, scanned, sequence)
         except OSError as error:
+            if error.errno in NOT_OF_THE_DISK:
+                raise
             broken = f"making it ready when it was opened: {error}"
             progress = msgspec.structs.replace(progress, broken=broken)
     needless = _needless(path, segments)

@@ -58,6 +58,10 @@ _ZEROS = bytes(_PIECE_BYTES)
 
 _NO_NOWAIT = (errno.EOPNOTSUPP, errno.EINVAL)
 
+NOT_OF_THE_DISK = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Errors of opening a file that say nothing of the disk: the process or the machine has too few
+descriptors, or too little memory, for now."""
+
 LOG_CALL = "write-back logs"
 """The kind of blocking call that all calls for files of logs are."""
 

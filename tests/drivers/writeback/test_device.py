@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -220,6 +221,35 @@ def test_what_is_held_does_not_fail_where_only_the_driver_cannot_commit(
     opened.write(0, ONE)
     opened.again()
     assert opened.read() == ONE, "the log that could not be ended is not replayed over it"
+
+
+def test_too_few_descriptors_are_no_failed_disk(
+    opened: Opened, below: MemoryDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is too little memory: there is no room for another segment, for now."""
+
+    def fails(*_arguments: object) -> NoReturn:
+        raise OSError(code, os.strerror(code))
+
+    stuck(below)
+    for code in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        opened.write(0, ONE)
+        with monkeypatch.context() as patch:
+            patch.setattr(Segment, "create", fails)
+            waiting = [
+                opened.begin(opened.device.write(at * BLOCK_SIZE, memoryview(ONE)))
+                for at in range(20)
+            ]
+            assert waiting[-1] == []
+            current = opened.device.way.log
+            assert current is not None
+            assert os.strerror(code) in current.no_room
+            assert not current.broken
+        go_on(below, opened)
+        assert waiting[-1] == [None]
+        opened.run(opened.device.drain())
+        stuck(below)
+    go_on(below, opened)
 
 
 def test_who_writes_now_and_then_keeps_the_log(
