@@ -114,7 +114,7 @@ class WriteBackDevice:
                 if record is None:
                     if not self.below.try_read(start, part):
                         return False
-                elif not try_fill((record, start, part)):
+                elif self.way.held or not try_fill((record, start, part)):
                     return False
         except OSError:
             return False  # `read` has the time to look what it is
@@ -158,6 +158,10 @@ class WriteBackDevice:
 
     async def read(self, offset: int, into: memoryview) -> None:
         self.way.check()
+        while self.way.held and self._is_dirty(offset, len(into)):
+            # Somebody may have given it up, and have written there.
+            await self.way.clean_or_pass()
+            self.way.check()
         if self.way.log is None:
             await self.below.read(offset, into)
             self.way.check()
@@ -175,6 +179,13 @@ class WriteBackDevice:
         for start, part in clean:
             await self.below.read(start, part)
             self.way.check()
+
+    def _is_dirty(self, offset: int, length: int) -> bool:
+        """Return whether any of a range is in the log."""
+        if (current := self.way.log) is None:
+            return False
+        found = current.dirty.find(offset, offset + length)
+        return any(record is not None for _, _, record in found)
 
     async def _read_log(self, parts: list[tuple[Record, int, memoryview]]) -> None:
         try:

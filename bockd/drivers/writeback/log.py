@@ -249,6 +249,12 @@ class Log:
             and (bool(self.broken) or self.noted >= self.done)
         )
 
+    @property
+    def may_be_passed(self) -> bool:
+        """Return whether a change may go below, though there is this log. It would be undone if the
+        log were replayed later, so the durable progress must say that there is nothing to do."""
+        return not self.announced and not self.broken and self.clean
+
     def dirty_since(self) -> float | None:
         """Return when the oldest record that is not below was appended, in seconds since the
         epoch."""

@@ -67,7 +67,7 @@ class Way:
         self._on_closed = on_closed
         self._spawn = spawn
         self._through = False
-        self._held = False
+        self.held = False
         self._disk_failed = False
         """The log has failed: there is no other one until the volume is opened again."""
         self._may_begin = True
@@ -122,7 +122,7 @@ class Way:
             return self.failed
         if self.log is not None and self.log.broken:
             return f"the log cannot be used any more: {self.log.broken}"
-        if self._held:
+        if self.held:
             return "the pool does not answer this gateway, so writes wait until they are below"
         if self._writer is not None and self._writer.error is not None:
             return f"what is dirty cannot be written below: {self._writer.error}"
@@ -137,9 +137,9 @@ class Way:
         self._through = False
 
     def hold(self, *, held: bool) -> None:
-        """Answer writes and flushes when the device below has them, for as long as the driver does
-        not know whether it has the volume still."""
-        self._held = held
+        """Answer writes and flushes when the device below has them, and reads from there, for as
+        long as the driver does not know whether it has the volume still."""
+        self.held = held
 
     async def drain(self) -> None:
         """Have all that was answered before the call below, and flushed there. If nothing is dirty
@@ -258,7 +258,7 @@ class Way:
     def log_open(self) -> Log | None:
         """Return the log if changes go into it now."""
         current = self.log
-        if self._through or self._held or self._turn.held or self._taken:
+        if self._through or self.held or self._turn.held or self._taken:
             return None
         if self.failed or self._closed:
             return None
@@ -270,6 +270,9 @@ class Way:
         while True:
             self.check()
             if self._turn.held:
+                if self.log is not None and self.log.ending and self.log.may_be_passed:
+                    self._pass()  # the driver's commit that nothing is dirty may last
+                    return None
                 await self._turned.wait()
                 continue
             current = self.log_open()
@@ -279,31 +282,25 @@ class Way:
                 await self._make_room(current, data_bytes)
             elif self._may_begin and not self._goes_through():
                 await self._begin()
-            elif self.log is None or self._may_pass(self.log):
+            elif self.log is None or self.log.may_be_passed:
                 self._pass()
                 return None
             else:
-                await self._clean_or_pass()
+                await self.clean_or_pass()
 
     def _goes_through(self) -> bool:
         broken = self.log is not None and bool(self.log.broken)
-        return self._through or self._held or self._disk_failed or broken
+        return self._through or self.held or self._disk_failed or broken
 
-    async def _clean_or_pass(self) -> None:
+    async def clean_or_pass(self) -> None:
         """Have nothing dirty. That the driver cannot commit it is no reason to fail a change or a
         flush, if that may go below all the same. Raises BockdError."""
         try:
             await self.become_clean()
         except BockdError as error:
-            if self.log is None or not self._may_pass(self.log):
+            if self.log is None or not self.log.may_be_passed:
                 raise
             self._say(error)
-
-    @staticmethod
-    def _may_pass(current: Log) -> bool:
-        """Return whether a change may go below, though there is a log. It would be undone if the
-        log were replayed later, so its durable progress must say that there is nothing to do."""
-        return not current.announced and not current.broken and current.clean
 
     def _pass(self) -> None:
         self._passing += 1
@@ -322,12 +319,12 @@ class Way:
             self.check()
             if self._announced() or self._goes_through() or not self._may_begin:
                 return
-            await self._wait_for_passing()
-            await self.flush_below()
             if self.log is not None and self.log.ending:
                 await self._end_before_another(self.log)
                 if self._goes_through() or not self._may_begin:
                     return
+            await self._wait_for_passing()
+            await self.flush_below()
             if self.log is None:
                 made = await self._files.make(self.check)
                 if made is None:
@@ -408,7 +405,7 @@ class Way:
             return
         if current.clean:
             # All it has is the segment that is full, and there is no room for another one.
-            await self._clean_or_pass()
+            await self.clean_or_pass()
             return
         with suppress(BrokenLogError):
             await current.flush()
@@ -440,7 +437,7 @@ class Way:
 
     async def become_clean(self) -> None:
         """Have all that is dirty below, and the driver commit that nothing is. Raises BockdError.
-        Changes wait meanwhile."""
+        Changes wait until they may go below."""
         async with self._turning():
             self.check()
             if self.log is not None:
@@ -493,8 +490,8 @@ class Way:
                 await self.become_clean()
             else:
                 self.kick()
-                if self._held:
-                    await self._clean_or_pass()
+                if self.held:
+                    await self.clean_or_pass()
                 elif current.announced:
                     return  # what went below before was flushed then
         await self.flush_below()

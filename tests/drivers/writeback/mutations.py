@@ -176,7 +176,7 @@ def _stale_log_counts(patch: pytest.MonkeyPatch) -> None:
 
 def _passes_a_dirty_log(patch: pytest.MonkeyPatch) -> None:
     """Writes go below while something is dirty."""
-    patch.setattr(Way, "_may_pass", staticmethod(lambda _log: True))
+    patch.setattr(Log, "may_be_passed", True)
 
 
 def _begins_beside_writes_below(patch: pytest.MonkeyPatch) -> None:
@@ -388,7 +388,7 @@ def flush_needs_the_record(patch: pytest.MonkeyPatch) -> None:
     flush = Way.flush
 
     async def strict(self: Way) -> None:
-        if self._held and self.log is not None and not self.log.clean:
+        if self.held and self.log is not None and not self.log.clean:
             with suppress(BrokenLogError):
                 await self.log.flush()
             await self.become_clean()

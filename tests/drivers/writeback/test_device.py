@@ -188,10 +188,15 @@ def test_what_is_held_is_answered_when_it_is_below(opened: Opened, below: Memory
     assert not opened.device.try_write(0, memoryview(TWO))
     written = opened.begin(opened.device.write(0, memoryview(TWO)))
     flushed = opened.begin(opened.device.flush())
-    assert (written, flushed) == ([], [])
-    assert opened.read() == ONE
+    into = memoryview(bytearray(BLOCK_SIZE))
+    assert not opened.device.try_read(0, into)
+    read = opened.begin(opened.device.read(0, into))
+    assert (written, flushed, read) == ([], [], [])
+    elsewhere = memoryview(bytearray(BLOCK_SIZE))
+    assert opened.device.try_read(8 * BLOCK_SIZE, elsewhere), "it is not in the log"
     go_on(below, opened)
-    assert (written, flushed) == ([None], [None])
+    assert (written, flushed, read) == ([None], [None], [None])
+    assert bytes(into) in (ONE, TWO)
     assert holding(below, 0, BLOCK_SIZE) == TWO
     assert opened.record is None
     opened.device.hold(held=False)
@@ -221,6 +226,37 @@ def test_what_is_held_does_not_fail_where_only_the_driver_cannot_commit(
     opened.write(0, ONE)
     opened.again()
     assert opened.read() == ONE, "the log that could not be ended is not replayed over it"
+
+
+def test_what_may_go_below_does_not_wait_for_the_commit_that_nothing_is_dirty(
+    opened: Opened, below: MemoryDevice
+) -> None:
+    """While the index does not answer, each attempt lasts, and the next one follows."""
+    opened.write(0, ONE)
+    opened.flush()
+    opened.device.hold(held=True)
+    opened.refusing = True
+    for _ in range(3):
+        gate = opened.gate = Signal()
+        opened.look()
+        opened.look()
+        opened.write(0, TWO)
+        assert holding(below, 0, BLOCK_SIZE) == TWO
+        opened.gate = None
+        gate.fire()
+        opened.settle()
+    opened.refusing = False
+    opened.device.hold(held=False)
+    gate = opened.gate = Signal()
+    opened.look()
+    again = opened.begin(opened.device.write(0, memoryview(ONE)))
+    opened.gate = None
+    gate.fire()
+    opened.settle()
+    assert again == [None]
+    opened.flush()
+    opened.again()
+    assert opened.read() == ONE
 
 
 def test_too_few_descriptors_are_no_failed_disk(
