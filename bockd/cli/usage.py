@@ -15,7 +15,7 @@ from bockd.cli.sizes import format_size
 from bockd.model import NodeKind
 from bockd.pool.reports import FamilyUsage, NodeUsage
 
-Row = tuple[str, str, str, str, str]
+Row = tuple[str, ...]
 
 BRANCHES = ("\u251c\u2500 ", "\u2514\u2500 ", "\u2502  ", "   ")
 """Before the name of one of several, of the last one, and before what is below either."""
@@ -23,6 +23,8 @@ BRANCHES = ("\u251c\u2500 ", "\u2514\u2500 ", "\u2502  ", "   ")
 ASCII_BRANCHES = ("|- ", "`- ", "|  ", "   ")
 
 TITLES = ("NAME", "SIZE>", "EXCLUSIVE>", "SHARED>", "WITH ALL BELOW>")
+TITLES_WITH_FREED = (*TITLES[:-1], "FREED>", TITLES[-1])
+"""Where not all that is exclusive returns."""
 
 
 @click.command()
@@ -33,9 +35,11 @@ def du(volume: str | None, as_json: bool) -> None:
 
     Below a volume are its snapshots, and below a snapshot or a volume what was made of it.
     EXCLUSIVE returns when this one is deleted, SHARED is also used by others, and WITH ALL BELOW
-    returns when this one is deleted and all that is below it. Deleting gives space back in the
-    background; what is in the trash is shown as trash/NAME, and takes its space there. With VOLUME,
-    only those that may share data with it. It is a walk over all maps.
+    returns when this one is deleted and all that is below it. In a pool in Ceph FREED says what
+    returns when this one is deleted, at least: an image of a volume with snapshots stays until
+    these are gone. Deleting gives space back in the background; what is in the trash is shown as
+    trash/NAME, and takes its space there. With VOLUME, only those that may share data with it. It
+    is a walk over all maps.
 
     \b
     bock du
@@ -50,7 +54,16 @@ def du(volume: str | None, as_json: bool) -> None:
     images = {int(one.snapshot): one.name for one in client.list_images()}
     rows = [row for family in families for row in family_rows(family, images, branches())]
     total = sum(family.total_bytes for family in families)
-    print_table(TITLES, [*rows, ("total", "", "", "", format_size(total))])
+    rows.append(sum_row("total", total))
+    if any(node.freed_bytes is not None for family in families for node in family.nodes):
+        print_table(TITLES_WITH_FREED, rows)
+    else:
+        print_table(TITLES, [(*row[:-2], row[-1]) for row in rows])
+    if hidden := sum(family.hidden_snaps for family in families):
+        click.echo(
+            f"{hidden} deleted snapshot(s) stay in Ceph for the volumes made of them; what only "
+            "they hold is not known, and not in these figures"
+        )
 
 
 def holds(family: FamilyUsage, volume: int) -> bool:
@@ -90,7 +103,7 @@ def family_rows(
     if len(roots) == 1:
         yield from rows(roots[0], "", "")
         return
-    yield ("(made of what is deleted)", "", "", "", format_size(family.total_bytes))
+    yield sum_row("(made of what is deleted)", family.total_bytes)
     yield from branch(roots, "")
 
 
@@ -105,11 +118,18 @@ def called(node: NodeUsage, images: Mapping[int, str]) -> str:
 
 
 def node_row(name: str, node: NodeUsage) -> Row:
-    """Format a row."""
+    """Format a row of TITLES_WITH_FREED."""
+    exclusive = node.space.exclusive_bytes
     return (
         name,
         format_size(node.size_bytes),
-        format_size(node.space.exclusive_bytes),
+        format_size(exclusive),
         format_size(node.space.shared_bytes),
+        format_size(exclusive if node.freed_bytes is None else node.freed_bytes),
         format_size(node.with_below_bytes),
     )
+
+
+def sum_row(name: str, total_bytes: int) -> Row:
+    """Format a row that has nothing but a sum."""
+    return (name, "", "", "", "", format_size(total_bytes))

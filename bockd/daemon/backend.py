@@ -111,8 +111,8 @@ class Backend(Protocol):
         ...
 
     @property
-    def usage(self) -> MeasureUsage | None:
-        """None: this kind of pool does not know which blocks its volumes share."""
+    def usage(self) -> MeasureUsage:
+        """What volumes and snapshots take."""
         ...
 
     @property

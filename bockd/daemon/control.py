@@ -53,7 +53,7 @@ from bockd.pool.gateways import Gateway
 from bockd.pool.nodes import Nodes
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.pool.reports import CheckReport, FamilyUsage, ScrubStatus, Space, SpacePage
-from bockd.pool.unsupported import no_backup, no_scrub, no_usage
+from bockd.pool.unsupported import no_backup, no_scrub
 from bockd.profiles.document import check_profile
 from bockd.runtime.pace import Pace
 from bockd.validation import check_io_limits
@@ -271,8 +271,6 @@ class PoolControl:
         return await self._capacity.measure()
 
     async def usage(self) -> list[FamilyUsage]:
-        if self._backend.usage is None:
-            raise no_usage(self._driver)
         cloned = await trio.to_thread.run_sync(self._cloned)
         return list(await self._runner.run(self._backend.usage(cloned)))
 

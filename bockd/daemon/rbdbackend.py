@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Self
 
 import trio
@@ -26,6 +27,7 @@ from bockd.drivers.rbd.figures import figures
 from bockd.drivers.rbd.inquiry import CERTAIN_SECONDS
 from bockd.drivers.rbd.leftdirty import hold_logs, left_since
 from bockd.drivers.rbd.pool import RbdPool
+from bockd.drivers.rbd.usage import measure_usage
 from bockd.drivers.writeback.binding import LoggedPool
 from bockd.drivers.writeback.directory import WriteBackDirectory
 from bockd.identity.sharedkey import shared_key
@@ -84,7 +86,6 @@ class RbdBackend:
 
     scrubbing = None
     backups = None
-    usage = None
 
     def __init__(
         self,
@@ -119,6 +120,7 @@ class RbdBackend:
         self._silences = 0
         """How many looks have found no index or no bus."""
         self.gateways = self._work.gateways
+        self.usage = partial(measure_usage, pool.session)
 
     @staticmethod
     def check_start(settings: Settings, *, is_default: bool) -> None:

@@ -122,7 +122,8 @@ class Shares:
 
 @dataclass(frozen=True, slots=True)
 class NodeUsage:
-    """What a volume or snapshot takes. `space.exclusive_bytes` return when it is deleted."""
+    """What a volume or snapshot takes. `space.exclusive_bytes` return when it is deleted, unless
+    `freed_bytes` says what does."""
 
     kind: NodeKind
     id: int
@@ -135,6 +136,8 @@ class NodeUsage:
     with_below_bytes: int
     """They return when it is deleted, and all that was made of it."""
     in_trash: bool = False
+    freed_bytes: int | None = None
+    """They return when it alone is deleted, at least. None: as many as are exclusive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,9 @@ class FamilyUsage:
     total_bytes: int
     """A block that several show counts once."""
     nodes: tuple[NodeUsage, ...]
+    hidden_snaps: int = 0
+    """Those that Ceph keeps for clones, though their snapshots are deleted. What only they have is
+    not known, and in no figure."""
 
 
 @dataclass(frozen=True, slots=True)

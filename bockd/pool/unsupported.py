@@ -26,14 +26,6 @@ def no_backup(driver: str) -> NotSupportedError:
     return NotSupportedError(f"a pool of the kind {driver} cannot be copied")
 
 
-def no_usage(driver: str) -> NotSupportedError:
-    """Return the error for measuring who shares what in a pool of a kind that does not know it."""
-    return NotSupportedError(
-        f"a pool of the kind {driver} does not know which blocks its volumes share: 'bock pool "
-        "show' says what it takes, and 'bock volume show' what one volume takes"
-    )
-
-
 def no_trash(driver: str) -> NotSupportedError:
     """Return the error for a trash in a pool of a kind that has none."""
     return NotSupportedError(

@@ -106,5 +106,24 @@ def test_a_tree_of_volumes_snapshots_and_clones(own: Daemon) -> None:
 
 
 @pytest.mark.needs("cluster")
-def test_a_pool_in_ceph_says_what_to_ask_instead(own: Daemon) -> None:
-    assert "'bock pool show' says what it takes" in own.refusal("du")
+def test_a_pool_in_ceph_says_what_a_deletion_frees(own: Daemon) -> None:
+    mib = 1024
+    web = own.bock_json("volume", "create", "web", "--size", "8M")["uri"]
+    write(web, 1, 0, 8192)
+    own.bock("snapshot", "create", "web", "then")
+    write(web, 2, 0, 64)
+    own.bock("volume", "create", "copy", "--from-snapshot", "then")
+    assert figures(own) == {
+        "web": (4 * mib, 4 * mib, 12 * mib),
+        "then": (0, 8 * mib, 4 * mib),
+        "copy": (0, 8 * mib, 0),
+        "total": (0, 0, 12 * mib),
+    }
+    (family,) = own.bock_json("du", "copy")
+    # The image of a volume stays for its snapshots, and a snap for its clones.
+    assert [node["freed_bytes"] for node in family["nodes"]] == [0, 0, 0]
+    lines = [re.split(" {2,}", line) for line in own.bock("du").splitlines()]
+    assert lines[0] == ["NAME", "SIZE", "EXCLUSIVE", "SHARED", "FREED", "WITH ALL BELOW"]
+    assert lines[1] == ["web", "8 MiB", "4 MiB", "4 MiB", "0 B", "12 MiB"]
+    own.bock("snapshot", "delete", "then")
+    assert own.bock("du").splitlines()[-1].startswith("1 deleted snapshot(s) stay in Ceph")

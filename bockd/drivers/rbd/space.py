@@ -1,7 +1,8 @@
 """What a pool in Ceph takes, and what it stands on. Known by objects of images, not by blocks.
 
 An object counts as a whole. What a volume or snapshot has of its own are the objects of its image;
-what it shares are those that it shows of the snaps below.
+what it shares are those that it shows of the snaps below. Of an image, an object that several of
+its points show counts once (`imagespace.py`).
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from datetime import UTC
+from enum import IntEnum
 from typing import Any
 
-from bockd.drivers.rbd.binding import rados, rbd
+from bockd.drivers.rbd.binding import rbd
 from bockd.drivers.rbd.errors import named
-from bockd.drivers.rbd.extents import OBJECT_BYTES
 from bockd.drivers.rbd.images import looking_at
+from bockd.drivers.rbd.imagespace import HEAD, differing, look_at_space, size_of
 from bockd.drivers.rbd.lost import damaged_if_missing
 from bockd.drivers.rbd.opennodes import OpenNodes
 from bockd.drivers.rbd.records import (
@@ -41,6 +44,15 @@ ROOM_SECONDS = 10
 """How long the monitors may take to say how much room there is."""
 
 Record = RbdVolumeRecord | RbdSnapshotRecord
+
+
+class _Rank(IntEnum):
+    """For whom data counts that several show: for the first of these."""
+
+    VOLUMES = 0
+    SNAPSHOTS = 1
+    IMAGES = 2
+    TRASH = 3
 
 
 def record_of(txn: Transaction, kind: NodeKind, node: int) -> Record:
@@ -90,26 +102,32 @@ async def measure_all(nodes: OpenNodes, after: int, until: Callable[[], bool]) -
 
 def shares(session: Session, images: frozenset[SnapshotId]) -> Shares:
     """See `Pool.shares`. What volumes are made of counts for the snapshots or images. Blocks."""
+    taken: Counter[_Rank] = Counter()
+    for name, points in _ranks(session, images).items():
+        taken.update(look_at_space(session.images, name).bytes_by_rank(points))
+    return Shares(
+        taken[_Rank.VOLUMES], taken[_Rank.SNAPSHOTS], taken[_Rank.IMAGES], taken[_Rank.TRASH]
+    )
+
+
+def _ranks(session: Session, images: frozenset[SnapshotId]) -> dict[str, dict[str | None, _Rank]]:
+    """For whom the heads and snaps of images count, by the images."""
+    found: dict[str, dict[str | None, _Rank]] = defaultdict(dict)
     with session.index.reading() as txn:
-        heads = {one.image for one in sound_records(txn, VOLUMES, decode_volume)}
-        frozen_ones = sound_records(txn, SNAPSHOTS, decode_snapshot)
-        snaps = {(one.image, one.snap): one.id in images for one in frozen_ones}
-    volumes = frozen = shared = 0
-    for name in heads | {image for image, _ in snaps}:
-        for snap, taken in _taken_bytes(session, name, has_head=name in heads):
-            if snap is None:
-                volumes += taken
-            elif snaps.get((name, snap), False):
-                shared += taken
-            else:
-                frozen += taken
-    return Shares(volumes, frozen, shared)
+        for volume in sound_records(txn, VOLUMES, decode_volume):
+            rank = _Rank.VOLUMES if volume.trashed is None else _Rank.TRASH
+            found[volume.image][HEAD] = rank
+        for snapshot in sound_records(txn, SNAPSHOTS, decode_snapshot):
+            rank = _Rank.IMAGES if snapshot.id in images else _Rank.SNAPSHOTS
+            rank = rank if snapshot.trashed is None else _Rank.TRASH
+            found[snapshot.image][snapshot.snap] = rank
+    return found
 
 
 def used_bytes(session: Session) -> int:
     """See `Pool.used_bytes`. Blocks."""
     found = shares(session, frozenset())
-    return found.volumes_bytes + found.snapshots_bytes
+    return found.volumes_bytes + found.snapshots_bytes + found.trash_bytes
 
 
 def attributes(session: Session, nodes: Nodes, kind: NodeKind, node: int) -> Attributes:
@@ -156,47 +174,4 @@ def _room(stats: dict[str, Any]) -> os.statvfs_result:
 
 def _shown_bytes(image: rbd.Image, size_bytes: int, *, below: bool) -> int:
     """Sum the objects of an image that exist; with `below`, in its parents, too."""
-    return sum(length for _, length in _objects(image, size_bytes, None, below=below))
-
-
-def _objects(
-    image: rbd.Image, size_bytes: int, since: str | None, *, below: bool
-) -> list[tuple[int, int]]:
-    """List the objects of an image that exist, or that differ from an earlier snap of it: offset
-    and length of each."""
-    found: dict[int, int] = {}
-
-    def note(offset: int, length: int, exists: bool) -> None:
-        if exists or since is not None:
-            for start in range(offset, offset + length, OBJECT_BYTES):
-                found[start] = min(OBJECT_BYTES, offset + length - start)
-
-    image.diff_iterate(0, size_bytes, since, note, below, True)
-    return list(found.items())
-
-
-def _taken_bytes(
-    session: Session, name: str, *, has_head: bool
-) -> Iterator[tuple[str | None, int]]:
-    """Yield what an image takes for each of its snaps, and for its head (None): an object counts
-    for the last that shows it. Without a head, for what came after its last snap, there is
-    nothing."""
-    try:
-        with session.images.use() as (_, ioctx):
-            yield from _taken_in(ioctx, name, has_head=has_head)
-    except NotFoundError:  # deleted since; or it is missing, which a check tells
-        return
-
-
-def _taken_in(ioctx: rados.Ioctx, name: str, *, has_head: bool) -> Iterator[tuple[str | None, int]]:
-    with looking_at(ioctx, name) as image:
-        snaps = [one["name"] for one in sorted(image.list_snaps(), key=lambda one: one["id"])]
-    points: list[str | None] = [*snaps, None] if has_head else list(snaps)
-    for point, later in zip(points, [*points[1:], ""], strict=True):
-        with looking_at(ioctx, name, point) as image:
-            shown = dict(_objects(image, image.size(), None, below=False))
-        if later != "":
-            with looking_at(ioctx, name, later) as image:
-                changed = {start for start, _ in _objects(image, image.size(), point, below=False)}
-            shown = {start: length for start, length in shown.items() if start in changed}
-        yield point, sum(shown.values())
+    return size_of(differing(image, size_bytes, None, parents=below))
