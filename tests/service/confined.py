@@ -53,6 +53,7 @@ SUBSUMED = {
     "ProtectKernelLogs": "syslog needs a capability, /dev/kmsg is not in /dev",
     "ProtectKernelModules": "@module is in @privileged",
     "ProtectKernelTunables": "/proc and /sys are read-only",
+    "ReadOnlyPaths": "everything is read-only",
     "RemoveIPC": "what the user leaves is removed when the service ends",
     "SystemCallErrorNumber": "here it is death",
     "ProcSubset": "the default",

@@ -13,6 +13,7 @@ LISTS = frozenset(
         "DeviceAllow",
         "Environment",
         "ExecStart",
+        "ReadOnlyPaths",
         "RestrictAddressFamilies",
         "SystemCallFilter",
     }
