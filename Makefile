@@ -9,7 +9,7 @@ export PYTHONDONTWRITEBYTECODE =
 .PHONY: help run run-ceph test test-fast test-floors test-walk test-clients
 .PHONY: test-openstack-clients test-debian13 test-keystone soak soak-cuts soak-kills faults damage fuzz sanitize setup
 .PHONY: sanitize-threads test-kills test-ceph test-ceph-driver test-ceph-debian13 soak-ceph soak-write-back
-.PHONY: deb test-deb oci test-oci test-python docs setup-oci
+.PHONY: deb test-deb test-systemd oci test-oci test-python docs setup-oci
 .PHONY: setup-run setup-ceph setup-check setup-test setup-bench
 .PHONY: test-dashboard test-profiles test-random screenshot
 .PHONY: check bench bench-quick bench-micro profile lock clean
@@ -103,6 +103,11 @@ deb: ## build the packages into dist/, each in a clean root of its release (as r
 
 test-deb: setup-test deb ## build them; install, use, upgrade and purge each on a clean machine (SUITES as above)
 	@SUITES="$(SUITES)" .venv/bin/python -m pytest tests/packaging/test_deb.py -m packages $(ARGS)
+
+test-systemd: setup-test ## build the package for Debian 13, and have systemd run it in a container (as root)
+	@.setup/packages .setup/packages-systemd
+	@$(MAKE) --no-print-directory deb SUITES=trixie
+	@.venv/bin/python -m pytest tests/packaging/test_systemd.py -m packages $(ARGS)
 
 oci: setup-oci ## pack an OCI image of the package for Debian 13, which `make deb` has built (as root)
 	@.packaging/oci

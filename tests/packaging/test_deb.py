@@ -1,15 +1,15 @@
 """The package of each release on a clean machine of it: installed, used, upgraded, removed and
 purged. `make test-deb` builds the packages and runs this.
 
-No systemd runs there. Its units are judged by systemd-analyze, the daemon is started as the unit
-says, and a recorder stands in the place of systemctl where the order of its calls matters.
+No systemd runs there (test_systemd.py has one). Its units are judged by systemd-analyze, the daemon
+is started as the unit says, and a recorder stands in the place of systemctl where the order of its
+calls matters.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import subprocess
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from functools import partial
@@ -19,12 +19,10 @@ import pytest
 
 from bockd import __version__
 from tests.packaging.machine import Machine, clean_machine
+from tests.packaging.packages import package_of, repacked
 from tests.packaging.smoke import POOL, io, use
 from tests.service.confined import REPOSITORY
 from tests.service.unitfile import service_of, words
-
-SUITES = {"bookworm": "debian12", "trixie": "debian13", "noble": "ubuntu24.04"}
-"""Each with how its package's version ends."""
 
 CONFIGURATION = "/etc/bockd/bockd.toml"
 UNIT = "/usr/lib/systemd/system/bockd.service"
@@ -38,13 +36,6 @@ case " $* " in *' is-enabled '*) SYSTEMD_OFFLINE=1 exec /usr/bin/systemctl.real 
 """
 """Notes whether a call finds the files of the old package or of the new one. Which units are
 enabled, systemctl says without systemd."""
-
-
-def package_of(suite: str) -> Path:
-    """The package that `make deb` has built."""
-    found = [*(REPOSITORY / "dist").glob(f"bockd_*~{SUITES[suite]}_*.deb")]
-    assert len(found) == 1, f"{found}: run 'make deb' first"
-    return found[0]
 
 
 @pytest.fixture(params=os.environ.get("SUITES", "bookworm trixie noble").split())
@@ -174,20 +165,6 @@ def upgrade(on: Machine, package: Path, tmp_path: Path) -> None:
     assert on.file(CONFIGURATION).read_text().endswith("# ours\n")
     with service(on):
         io(on, "disk1", "read -P 9 0 1M")
-
-
-def repacked(package: Path, directory: Path) -> Path:
-    """A later version of a package."""
-    tree = directory / "newer"
-    subprocess.run(["dpkg-deb", "--raw-extract", package, tree], check=True)
-    control = tree / "DEBIAN" / "control"
-    text, changed = re.subn(r"^(Version: .*)$", r"\1+1", control.read_text(), flags=re.MULTILINE)
-    assert changed == 1
-    control.write_text(text)
-    (tree / "usr/lib/bockd/next").touch()
-    newer = directory / "newer.deb"
-    subprocess.run(["dpkg-deb", "--build", "--root-owner-group", "-Znone", tree, newer], check=True)
-    return newer
 
 
 def remove_and_purge(on: Machine) -> None:
