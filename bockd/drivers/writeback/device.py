@@ -6,11 +6,11 @@ taken (`lose`), has failed, or was closed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from bockd.drivers.writeback.log import BrokenLogError
-from bockd.drivers.writeback.overlay import merged, runs_of
+from bockd.drivers.writeback.overlay import LONGEST_BYTES, Run, merged, runs_of
 from bockd.drivers.writeback.reading import fill, try_fill
 from bockd.drivers.writeback.records import Kind, Record
 from bockd.drivers.writeback.way import Way
@@ -150,9 +150,9 @@ class WriteBackDevice:
         self.way.check()
         if self.way.log is None:
             return self.below.try_extents(offset, length, limit)
-        over = runs_of(self.way.log.dirty.find(offset, offset + length))
+        length = min(length, LONGEST_BYTES)
         below = self.below.try_extents(offset, length, limit)
-        return None if below is None else merged(over, below, limit)
+        return None if below is None else merged(self._runs(offset, length), below, limit)
 
     # -- the forms that wait ---------------------------------------------------------------------
 
@@ -258,9 +258,14 @@ class WriteBackDevice:
         self.way.check()
         if self.way.log is None:
             return await self.below.extents(offset, length, limit)
+        length = min(length, LONGEST_BYTES)
         # Before the device below is asked: what is dirty now may be below, and clean, after that.
-        over = runs_of(self.way.log.dirty.find(offset, offset + length))
+        over = list(self._runs(offset, length))
         return merged(over, await self.below.extents(offset, length, limit), limit)
+
+    def _runs(self, offset: int, length: int) -> Iterator[Run]:
+        assert self.way.log is not None
+        return runs_of(self.way.log.dirty.overlapping(offset, offset + length), offset)
 
     async def cache(self, offset: int, length: int) -> None:
         self.way.check()

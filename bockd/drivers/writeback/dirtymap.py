@@ -55,7 +55,7 @@ class DirtyMap:
         """Return a range in pieces, in order; those that are not dirty have no record."""
         found: list[tuple[int, int, Record | None]] = []
         at = start
-        for first, stop, record in self._in(start, end):
+        for first, stop, record in self.overlapping(start, end):
             if at < first:
                 found.append((at, first, None))
             found.append((max(first, start), min(stop, end), record))
@@ -64,14 +64,15 @@ class DirtyMap:
             found.append((at, end, None))
         return found
 
-    def _in(self, start: int, end: int) -> Iterator[Piece]:
+    def overlapping(self, start: int, end: int) -> Iterator[Piece]:
+        """Yield the pieces that have a part in a range, in order. Nothing may change meanwhile."""
         if not self._regions:
             return
         for number in range(start >> REGION_SHIFT, ((end - 1) >> REGION_SHIFT) + 1):
             pieces = self._regions.get(number)
             if pieces:
-                low, high = _overlapping(pieces, start, end)
-                yield from pieces[low:high]
+                for nth in range(*_overlapping(pieces, start, end)):
+                    yield pieces[nth]
 
     def forget(self, other: DirtyMap, sequence: int) -> None:
         """Drop the ranges of another map, that of the oldest epoch, but for what is newer than its

@@ -1,77 +1,97 @@
 """Extents of a device with write-back: what is dirty lies over what is below.
 
-Only whole blocks are said to be holes, for clients ask and are told in those.
+Only whole blocks are said to be holes, for clients ask and are told in those. Both are walked once,
+side by side, and no further than the answer goes: it costs what it tells and what it passes,
+however much is dirty in the range that was asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import NamedTuple
 
-from bockd.drivers.writeback.records import Kind, Record
-from bockd.model import BLOCK_SIZE, Extent
+from bockd.drivers.writeback.dirtymap import Piece
+from bockd.drivers.writeback.records import Kind
+from bockd.model import BLOCK_SIZE, GIB, Extent
+
+MOST_PIECES = 500
+"""Dirty pieces that one answer passes: a millisecond of work. It ends behind them then, and clients
+ask again from there. (Those of one block are passed in any case, which are 4096 at most.)"""
+
+LONGEST_BYTES = 256 * GIB
+"""What one answer covers, at most: to find nothing dirty in it is a quarter of a millisecond."""
 
 _HOLES = (Kind.TRIM, Kind.ZERO)
 
 
 class Run(NamedTuple):
-    """A range of whole blocks that is dirty; its edges are the device's, or those of a request."""
+    """A range of whole blocks that is dirty; its edges are the device's, or those of a request. If
+    it is empty, what follows is not known, and the last one."""
 
     start: int
     end: int
     hole: bool
 
 
-def runs_of(pieces: Iterable[tuple[int, int, Record | None]]) -> list[Run]:
-    """Return what dirty pieces make of their blocks, in order: a block is data if any of it is."""
-    runs: list[Run] = []
-    for start, end, record in pieces:
-        if record is None:
-            continue
+def runs_of(pieces: Iterable[Piece], offset: int) -> Iterator[Run]:
+    """Yield what dirty pieces make of their blocks from `offset` on, in order: a block is data if
+    any of it is."""
+    at = offset
+    for nth, (start, end, record) in enumerate(pieces):
+        if nth >= MOST_PIECES and (known := max(at, _down(start))) > offset:
+            yield Run(known, known, hole=False)
+            return
         hole = record.kind in _HOLES
-        first = _up(start) if hole else start // BLOCK_SIZE * BLOCK_SIZE
-        stop = end // BLOCK_SIZE * BLOCK_SIZE if hole else _up(end)
-        if runs and first < runs[-1].end:
-            first = runs[-1].end
+        first, stop = (_up(start), _down(end)) if hole else (_down(start), _up(end))
+        first = max(first, at)
         if first < stop:
-            runs.append(Run(first, stop, hole))
-    return runs
-
-
-def merged(over: list[Run], below: list[Extent], limit: int) -> list[Extent]:
-    """Return extents of the range that those of the device below cover, with the dirty runs laid
-    over them; at most `limit`."""
-    start, end = below[0].offset_bytes, below[-1].offset_bytes + below[-1].length_bytes
-    pieces: list[tuple[int, int, bool]] = []
-    at = start
-    for run in over:
-        first, stop = max(run.start, at), min(run.end, end)
-        if first < stop:
-            pieces += _cut(below, at, first)
-            pieces.append((first, stop, run.hole))
+            yield Run(first, stop, hole)
             at = stop
-    pieces += _cut(below, at, end)
+
+
+def merged(over: Iterable[Run], below: list[Extent], limit: int) -> list[Extent]:
+    """Return extents of the range that those of the device below cover, or of its beginning, with
+    the dirty runs laid over them; at most `limit`."""
     found: list[Extent] = []
-    for first, stop, hole in pieces:
-        if found and found[-1].hole == hole:
-            last = found.pop()
-            found.append(Extent(last.offset_bytes, stop - last.offset_bytes, hole))
-        elif len(found) == limit:
-            break
-        else:
-            found.append(Extent(first, stop - first, hole))
-    return found
+    begin = at = below[0].offset_bytes
+    kind: bool | None = None
+    for stop, hole in _pieces(over, below):
+        if kind is not None and hole != kind:
+            found.append(Extent(begin, at - begin, kind))
+            if len(found) == limit:
+                return found
+            begin = at
+        at, kind = stop, hole
+    assert kind is not None
+    return [*found, Extent(begin, at - begin, kind)]
 
 
-def _cut(extents: list[Extent], start: int, end: int) -> list[tuple[int, int, bool]]:
-    """Return what of extents lies in a range."""
-    cut = []
-    for one in extents:
-        first = max(one.offset_bytes, start)
-        stop = min(one.offset_bytes + one.length_bytes, end)
-        if first < stop:
-            cut.append((first, stop, one.hole))
-    return cut
+def _pieces(over: Iterable[Run], below: list[Extent]) -> Iterator[tuple[int, bool]]:
+    """Yield where each piece ends of the range that extents cover, with the runs laid over them,
+    and whether it is a hole."""
+    at, end = below[0].offset_bytes, _end(below[-1])
+    rest = iter(below)
+    extent = next(rest)
+    for first, stop, hole in chain(over, (Run(end, end, hole=False),)):
+        until = min(first, end)
+        while at < until:
+            while _end(extent) <= at:
+                extent = next(rest)
+            at = min(_end(extent), until)
+            yield at, extent.hole
+        if at == end or first == stop:
+            return
+        at = min(stop, end)
+        yield at, hole
+
+
+def _end(extent: Extent) -> int:
+    return extent.offset_bytes + extent.length_bytes
+
+
+def _down(offset: int) -> int:
+    return offset // BLOCK_SIZE * BLOCK_SIZE
 
 
 def _up(offset: int) -> int:
