@@ -11,8 +11,9 @@ from contextlib import suppress
 
 from bockd.drivers.writeback.log import BrokenLogError
 from bockd.drivers.writeback.overlay import LONGEST_BYTES, Run, merged, runs_of
-from bockd.drivers.writeback.reading import fill, try_fill
-from bockd.drivers.writeback.records import Kind, Record
+from bockd.drivers.writeback.reading import AT_ONCE_PARTS, Part, fill, try_fill
+from bockd.drivers.writeback.records import Kind
+from bockd.drivers.writeback.segment import Place
 from bockd.drivers.writeback.way import Way
 from bockd.errors import DamagedError, VolumeTakenError, from_os_error
 from bockd.model import BLOCK_SIZE, GIB, Extent
@@ -20,6 +21,9 @@ from bockd.pool.caches import LogReach
 from bockd.pool.device import BlockDevice
 from bockd.publictexts import UNREADABLE_LOG, concealed
 from bockd.runtime.steps import Signal, Steps
+
+MOST_PARTS = 1000
+"""Of what is dirty, that one step of a read looks up: a millisecond of work."""
 
 LONGEST_ZEROS = 4 * GIB
 """What one record makes zeros, at most: the work it makes in the map is done at once."""
@@ -108,17 +112,22 @@ class WriteBackDevice:
         self.way.check()
         if self.way.log is None:
             return self.below.try_read(offset, into)
-        try:
-            for start, end, record in self.way.log.dirty.find(offset, offset + len(into)):
-                part = into[start - offset : end - offset]
-                if record is None:
-                    if not self.below.try_read(start, part):
-                        return False
-                elif self.way.held or not try_fill((record, start, part)):
+        dirty: list[Part] = []
+        done = 0
+        pieces = self.way.log.dirty.find(offset, offset + len(into), AT_ONCE_PARTS + 1)
+        for start, end, record in pieces:
+            part, done = into[start - offset : end - offset], end - offset
+            if record is None:
+                if not self.below.try_read(start, part):
                     return False
+            elif self.way.held:
+                return False
+            else:
+                dirty.append((record, start, part))
+        try:
+            return done == len(into) and (not dirty or try_fill(dirty))
         except OSError:
             return False  # `read` has the time to look what it is
-        return True
 
     def try_write(self, offset: int, data: memoryview) -> bool:
         current = self.way.log_open()
@@ -158,17 +167,24 @@ class WriteBackDevice:
 
     async def read(self, offset: int, into: memoryview) -> None:
         self.way.check()
-        while self.way.held and self._is_dirty(offset, len(into)):
-            # Somebody may have given it up, and have written there.
-            await self.way.clean_or_pass()
+        done = 0
+        while done < len(into):
+            while self.way.held and self._is_dirty(offset + done, len(into) - done):
+                # Somebody may have given it up, and have written there.
+                await self.way.clean_or_pass()
+                self.way.check()
+            done += await self._read_some(offset + done, into[done:])
             self.way.check()
+
+    async def _read_some(self, offset: int, into: memoryview) -> int:
+        """Read as much as is found at once. Return how much that was."""
         if self.way.log is None:
             await self.below.read(offset, into)
-            self.way.check()
-            return
-        dirty, clean = [], []
-        for start, end, record in self.way.log.dirty.find(offset, offset + len(into)):
-            part = into[start - offset : end - offset]
+            return len(into)
+        dirty, clean, done = list[Part](), list[Place](), 0
+        pieces = self.way.log.dirty.find(offset, offset + len(into), MOST_PARTS)
+        for start, end, record in pieces:
+            part, done = into[start - offset : end - offset], end - offset
             if record is None:
                 clean.append((start, part))
             else:
@@ -179,15 +195,16 @@ class WriteBackDevice:
         for start, part in clean:
             await self.below.read(start, part)
             self.way.check()
+        return done
 
     def _is_dirty(self, offset: int, length: int) -> bool:
         """Return whether any of a range is in the log."""
         if (current := self.way.log) is None:
             return False
-        found = current.dirty.find(offset, offset + length)
+        found = current.dirty.find(offset, offset + length, 2)
         return any(record is not None for _, _, record in found)
 
-    async def _read_log(self, parts: list[tuple[Record, int, memoryview]]) -> None:
+    async def _read_log(self, parts: list[Part]) -> None:
         try:
             await fill(parts)
         except DamagedError as error:

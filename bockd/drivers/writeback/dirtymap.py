@@ -51,8 +51,9 @@ class DirtyMap:
         self.count += len(new) - (high - low)
         pieces[low:high] = new
 
-    def find(self, start: int, end: int) -> list[tuple[int, int, Record | None]]:
-        """Return a range in pieces, in order; those that are not dirty have no record."""
+    def find(self, start: int, end: int, most: int) -> list[tuple[int, int, Record | None]]:
+        """Return a range in pieces, in order; those that are not dirty have no record. After `most`
+        that are dirty it ends."""
         found: list[tuple[int, int, Record | None]] = []
         at = start
         for first, stop, record in self.overlapping(start, end):
@@ -60,6 +61,9 @@ class DirtyMap:
                 found.append((at, first, None))
             found.append((max(first, start), min(stop, end), record))
             at = stop
+            most -= 1
+            if not most:
+                return found
         if at < end:
             found.append((at, end, None))
         return found

@@ -14,7 +14,7 @@ import errno
 import os
 import re
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -38,6 +38,9 @@ from bockd.failpoints import Failpoint, hit
 from bockd.model import KIB, MIB
 from bockd.runtime.steps import Blocking, blocking_apart
 from bockd.runtime.syncing import Syncing
+
+Place = tuple[int, memoryview]
+"""The byte of the device from which on a record's data is wanted, and where that goes."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -174,9 +177,9 @@ class Segment:
         if os.pwritev(self._fd, parts, at) != size:
             raise OSError(errno.EIO, "short write to a preallocated log")
 
-    def try_read(self, record: Record, start: int, into: memoryview) -> bool:
-        """Fill `into` with the data of a record from byte `start` of the device on, from the page
-        cache. False if it is not there, or does not verify. Raises OSError."""
+    def try_read(self, record: Record, places: Sequence[Place]) -> bool:
+        """Fill places with the data of a record, from the page cache. False if it is not there, or
+        does not verify. Raises OSError."""
         buffer = bytearray(HEADER_BYTES + record.length)
         try:
             done = os.preadv(self._fd, (buffer,), record.at, os.RWF_NOWAIT)
@@ -186,9 +189,9 @@ class Segment:
             if error.errno in _NO_NOWAIT:
                 return False
             raise
-        return done == len(buffer) and self._take(buffer, record, start, into)
+        return done == len(buffer) and self._take(buffer, record, places)
 
-    def read(self, record: Record, start: int, into: memoryview) -> None:
+    def read(self, record: Record, places: Sequence[Place]) -> None:
         """Do what `try_read` does, from the disk. Blocks. Raises OSError, DamagedError."""
         buffer = bytearray(HEADER_BYTES + record.length)
         view, at = memoryview(buffer), record.at
@@ -197,10 +200,10 @@ class Segment:
             if not done:
                 raise OSError(errno.EIO, "the file is shorter than it was made")
             view, at = view[done:], at + done
-        if not self._take(buffer, record, start, into):
+        if not self._take(buffer, record, places):
             raise DamagedError(f"{self.path}: the record at {record.at} is not what was written")
 
-    def _take(self, buffer: bytearray, record: Record, start: int, into: memoryview) -> bool:
+    def _take(self, buffer: bytearray, record: Record, places: Sequence[Place]) -> bool:
         content = memoryview(buffer)
         header = parse(content, 0)
         if (
@@ -209,8 +212,9 @@ class Segment:
             or not verifies(content, 0, header, self.seed)
         ):
             return False
-        first = HEADER_BYTES + start - record.offset
-        into[:] = content[first : first + len(into)]
+        for start, into in places:
+            first = HEADER_BYTES + start - record.offset
+            into[:] = content[first : first + len(into)]
         return True
 
     def content(self) -> bytearray:
