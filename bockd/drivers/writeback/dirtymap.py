@@ -13,6 +13,10 @@ from bockd.drivers.writeback.records import Record
 
 REGION_SHIFT = 26
 
+SLICE = 256
+"""Ranges of an epoch that are dropped at once: a millisecond of work, also in a region that is full
+of ranges of a sector."""
+
 _FILTERED_PER_CUT = 16
 """To find one range in its region and cut it out takes about as long as to look at so many."""
 
@@ -78,28 +82,43 @@ class DirtyMap:
                 for nth in range(*_overlapping(pieces, start, end)):
                     yield pieces[nth]
 
-    def forget(self, other: DirtyMap, sequence: int) -> None:
-        """Drop the ranges of another map, that of the oldest epoch, but for what is newer than its
-        last sequence. All that is as old is of that epoch."""
-        for number, dropped in other._regions.items():
-            pieces = self._regions.get(number)
-            if not pieces:
-                continue
-            before = len(pieces)
-            if len(dropped) * _FILTERED_PER_CUT < before:
-                for start, end, _ in dropped:
-                    low, high = _overlapping(pieces, start, end)
-                    pieces[low:high] = _newer(pieces[low:high], sequence)
-            else:
-                pieces[:] = _newer(pieces, sequence)
-            self.count += len(pieces) - before
-            if not pieces:
-                del self._regions[number]
+    def forget(self, other: DirtyMap, sequence: int, most: int) -> int:
+        """Drop some of the ranges of another map, that of the oldest epoch, but for what is newer
+        than its last sequence: about `most`, and of that map, too. All that is as old is of that
+        epoch. Return how many they were; it is done when the other map has none."""
+        taken = 0
+        while other._regions and taken < most:
+            number = next(reversed(other._regions))
+            left = other._regions[number]
+            dropped = left[-most:]
+            self._drop(number, dropped, sequence)
+            del left[-most:]
+            if not left:
+                del other._regions[number]
+            other.count -= len(dropped)
+            taken += len(dropped)
+        return taken
+
+    def _drop(self, number: int, dropped: list[Piece], sequence: int) -> None:
+        pieces = self._regions.get(number)
+        if not pieces:
+            return
+        before = len(pieces)
+        low, high = _overlapping(pieces, dropped[0][0], dropped[-1][1])
+        if len(dropped) * _FILTERED_PER_CUT < high - low:
+            for start, end, _ in dropped:
+                low, high = _overlapping(pieces, start, end)
+                pieces[low:high] = _newer(pieces[low:high], sequence)
+        else:
+            pieces[low:high] = _newer(pieces[low:high], sequence)
+        self.count += len(pieces) - before
+        if not pieces:
+            del self._regions[number]
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield all that is dirty, in order."""
-        for number in sorted(self._regions):
-            yield from self._regions[number]
+        """Yield all that is dirty, in order within a region. Nothing may change meanwhile."""
+        for pieces in self._regions.values():
+            yield from pieces
 
 
 def _newer(pieces: list[Piece], sequence: int) -> list[Piece]:

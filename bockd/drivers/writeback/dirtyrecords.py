@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from bockd.drivers.writeback.dirtymap import DirtyMap
+from bockd.drivers.writeback.dirtymap import SLICE, DirtyMap
 from bockd.drivers.writeback.epochs import Epoch
 from bockd.drivers.writeback.records import Kind, Record
 
@@ -62,10 +62,13 @@ class DirtyRecords:
         self.epochs.append(self.current)
         self.current = Epoch()
 
-    def settle(self, epoch: Epoch) -> None:
-        """Drop an epoch, the oldest, that is below."""
+    def settle(self, epoch: Epoch) -> bool:
+        """Drop some of an epoch, the oldest, that is below. Return whether that was all of it: else
+        it is to be dropped on, and anything but that epoch may change before."""
         assert self.epochs[0] is epoch
+        self.pieces -= self.map.forget(epoch.map, epoch.barrier, SLICE)
+        if epoch.map.count:
+            return False
         self.epochs.popleft()
         self.bytes -= epoch.bytes
-        self.pieces -= epoch.map.count
-        self.map.forget(epoch.map, epoch.barrier)
+        return True

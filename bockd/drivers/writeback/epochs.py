@@ -20,6 +20,9 @@ WRITE_BYTES = 1 * MIB
 ZERO_BYTES = 1 * GIB
 """What is made zeros below by one request, at most."""
 
+MOST_PIECES = 1000
+"""That one request is made of: they are looked through at once, in a millisecond or two."""
+
 
 @dataclass(eq=False, slots=True)
 class Epoch:
@@ -74,7 +77,7 @@ def jobs_of(epoch: Epoch) -> Iterator[Job]:
     """Yield what writes an epoch below, in any order."""
     run: list[Piece] = []
     for piece in epoch.map.pieces():
-        if run and not _joins(run, piece):
+        if run and (len(run) == MOST_PIECES or not _joins(run, piece)):
             yield from _jobs(run)
             run = []
         run.append(piece)

@@ -262,11 +262,14 @@ class Log:
         oldest = records.epochs[0] if records.epochs else records.current
         return None if oldest.empty else oldest.began
 
-    def settle(self, epoch: Epoch) -> None:
-        """Note that an epoch, the oldest, is below and flushed there."""
-        self.records.settle(epoch)
-        self.done = epoch.barrier
+    def settle(self, epoch: Epoch) -> bool:
+        """Drop some of an epoch, the oldest, that is below and flushed there. Return whether that
+        was all of it, and is noted: else it is to be dropped on."""
+        settled = self.records.settle(epoch)
+        if settled:
+            self.done = epoch.barrier
         self._weigh()
+        return settled
 
     async def note(self) -> None:
         """Make durable how much is below, and free what of the log is not needed any more. Raises

@@ -19,7 +19,7 @@ from bockd.drivers.writeback.records import Kind
 from bockd.errors import BockdError, DamagedError, DeviceError, UnavailableError, UnreadableError
 from bockd.failpoints import Failpoint, hit
 from bockd.pool.device import BlockDevice
-from bockd.runtime.steps import Spawn, try_spawn
+from bockd.runtime.steps import Spawn, blocking, try_spawn
 from bockd.runtime.waiting import Pulse
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,10 @@ class Writer:
         if self.stopped:
             return
         hit(Failpoint.WRITEBACK_FLUSHED)
-        self._log.settle(epoch)
+        while not self._log.settle(epoch):
+            await blocking(_nothing)
+            if self.stopped:
+                return
 
     def wake(self) -> None:
         """Have whoever waits for room below look whether that is given up."""
@@ -177,6 +180,10 @@ class Writer:
                 f"what was to be written back cannot be read from {self._log.path}: {error}"
             ) from error
         return data
+
+
+def _nothing() -> None:
+    """Take a moment, in which others go on."""
 
 
 class _Sending:

@@ -67,8 +67,8 @@ def _no_flush_below(patch: pytest.MonkeyPatch) -> None:
 
     async def write(self: Writer, epoch: Epoch) -> None:
         await writer._Sending(self, epoch, self._spawn).run()
-        if not self.stopped:
-            self._log.settle(epoch)
+        while not self.stopped and not self._log.settle(epoch):
+            pass
 
     patch.setattr(Writer, "_write", write)
 
@@ -188,11 +188,12 @@ def _frees_first(patch: pytest.MonkeyPatch) -> None:
     """A segment is removed before the progress says that it is not needed."""
     settle = Log.settle
 
-    def early(self: Log, epoch: Epoch) -> None:
-        settle(self, epoch)
+    def early(self: Log, epoch: Epoch) -> bool:
+        settled = settle(self, epoch)
         for one in self.segments:
             if one.last_sequence <= self.done and one is not self.segments[-1]:
                 one.path.unlink(missing_ok=True)
+        return settled
 
     patch.setattr(Log, "settle", early)
 
@@ -205,7 +206,11 @@ def _segment_has_no_durable_name(patch: pytest.MonkeyPatch) -> None:
 def _forgets_what_is_newer(patch: pytest.MonkeyPatch) -> None:
     """What is below is read from there, though it was overwritten in the log."""
     forget = DirtyMap.forget
-    patch.setattr(DirtyMap, "forget", lambda self, other, _sequence: forget(self, other, 1 << 60))
+
+    def all_of(self: DirtyMap, other: DirtyMap, _sequence: int, most: int) -> int:
+        return forget(self, other, 1 << 60, most)
+
+    patch.setattr(DirtyMap, "forget", all_of)
 
 
 def _trims_only(patch: pytest.MonkeyPatch) -> None:

@@ -98,6 +98,9 @@ class World:
         )
         self._patch.setattr("bockd.drivers.writeback.recovery.SLICE", 1 << 30)
         self._patch.setattr(
+            "bockd.drivers.writeback.dirtyrecords.SLICE", self.chance.choice((1, 3, 1 << 30))
+        )
+        self._patch.setattr(
             "bockd.drivers.writeback.way.QUIET_LOOKS", self.chance.choice((1, 1, 4))
         )
         self.uneven = self.chance.random() < 0.5
