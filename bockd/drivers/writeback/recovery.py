@@ -269,7 +269,7 @@ def _scan(segment: Segment, sequence: int, done: int, records: DirtyRecords) -> 
         _give_way(sequence)
     if places:
         segment.first_sequence, segment.last_sequence = first, sequence
-    segment.at = at
+    segment.go_on_behind(content, at)
     return _Scanned(segment, content, places, synced, at)
 
 

@@ -59,6 +59,10 @@ _FIELDS = struct.Struct("<8sII")
 _PIECE_BYTES = 64 * KIB
 _ZEROS = bytes(_PIECE_BYTES)
 
+_PAGE_BYTES = 4 * KIB
+"""Of the page cache, and of file systems' blocks: one that is not in memory is read before a part
+of it is written."""
+
 _NO_NOWAIT = (errno.EOPNOTSUPP, errno.EINVAL)
 
 NOT_OF_THE_DISK = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -117,6 +121,8 @@ class Segment:
         self.last_sequence = 0
         self.seed = seed
         self._fd = fd
+        self._begun = b""
+        """What the page begins with that the next record begins in: it is written again with it."""
         self._pins = 0
         self._closing = False
 
@@ -167,15 +173,28 @@ class Segment:
         parts = pack(header, data, self.seed)
         size = HEADER_BYTES + padded(len(data))
         assert at + size <= self.size_bytes
-        self._write(parts, size, at)
+        self._write(parts, at + size)
         self.at = at + size
         self.first_sequence = self.first_sequence or header.sequence
         self.last_sequence = header.sequence
         return at
 
-    def _write(self, parts: list[memoryview | bytes], size: int, at: int) -> None:
-        if os.pwritev(self._fd, parts, at) != size:
+    def _write(self, parts: list[memoryview | bytes], end: int) -> None:
+        """Write what follows, up to `end`, in whole pages. Those of a segment were synced when it
+        was made, and are never read before: memory that gets short takes them first, and the owner
+        thread would wait for the disk. What is behind the end is zeros anyway."""
+        padding = min(-end % _PAGE_BYTES, self.size_bytes - end)
+        parts, start = [self._begun, *parts], self.at - len(self._begun)
+        if os.pwritev(self._fd, [*parts, _ZEROS[:padding]], start) != end + padding - start:
             raise OSError(errno.EIO, "short write to a preallocated log")
+        kept, last = end % _PAGE_BYTES, parts[-1]
+        whole = last if kept <= len(last) else b"".join(parts)
+        self._begun = bytes(whole[len(whole) - kept :])
+
+    def go_on_behind(self, content: memoryview, at: int) -> None:
+        """Append at a place, behind what was read and verified."""
+        self.at = at
+        self._begun = bytes(content[at - at % _PAGE_BYTES : at])
 
     def try_read(self, record: Record, places: Sequence[Place]) -> bool:
         """Fill places with the data of a record, from the page cache. False if it is not there, or
@@ -234,9 +253,8 @@ class Segment:
         write_all(self._fd, content, at)
 
     def clear_from(self, at: int) -> None:
-        """Make all zeros from a place on, and append there. Blocks. Raises OSError."""
+        """Make all zeros from a place on. Blocks. Raises OSError."""
         zero(self._fd, at, self.size_bytes)
-        self.at = at
 
     def sync(self) -> None:
         """Sync the data. Blocks. Raises OSError."""
