@@ -201,7 +201,7 @@ class WriteBackDevice:
         """Return whether any of a range is in the log."""
         if (current := self.way.log) is None:
             return False
-        found = current.dirty.find(offset, offset + length, 2)
+        found = current.dirty.find(offset, offset + length, 1)
         return any(record is not None for _, _, record in found)
 
     async def _read_log(self, parts: list[Part]) -> None:
