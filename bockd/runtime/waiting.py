@@ -18,6 +18,8 @@ class Mutex:
     def __init__(self) -> None:
         self._held = False
         self._queue: deque[Signal] = deque()
+        self.passed = 0
+        """How often one who waited has got it: who waits sees by it that the holder is another."""
 
     @property
     def held(self) -> bool:
@@ -28,16 +30,30 @@ class Mutex:
         if not self._held:
             self._held = True
             return
-        turn = Signal()
-        self._queue.append(turn)
+        turn = self.join()
         try:
             await turn
         except BaseException:
-            if turn.fired:
-                self.release()
-            else:
-                self._queue.remove(turn)
+            self.withdraw(turn)
             raise
+
+    def join(self) -> Signal:
+        """Join those who wait for the mutex. Return what fires when it is the caller's; who does
+        not wait for that any more calls `withdraw`."""
+        turn = Signal()
+        if self._held:
+            self._queue.append(turn)
+        else:
+            self._held = True
+            turn.fire()
+        return turn
+
+    def withdraw(self, turn: Signal) -> None:
+        """Leave those who wait, or release the mutex, if it has become the caller's."""
+        if turn.fired:
+            self.release()
+        else:
+            self._queue.remove(turn)
 
     async def __aenter__(self) -> None:
         await self.acquire()
@@ -49,6 +65,7 @@ class Mutex:
         """Release the mutex: hand it to the next waiter, if there is one."""
         assert self._held
         if self._queue:
+            self.passed += 1
             self._queue.popleft().fire()
         else:
             self._held = False

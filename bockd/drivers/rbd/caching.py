@@ -14,6 +14,7 @@ from bockd.drivers.rbd.inquiry import Inquiry
 from bockd.drivers.rbd.messages import DRAIN_SECONDS, Manner
 from bockd.drivers.rbd.opened import refuse_dirty
 from bockd.drivers.rbd.opennodes import OpenNodes
+from bockd.drivers.rbd.patience import Patience
 from bockd.drivers.rbd.records import (
     RbdVolumeRecord,
     put_record,
@@ -133,36 +134,42 @@ class CacheOperations:
             await self._nodes.close_volume(volume)
             await blocking_apart(CHANGING, choose)
 
-        return self._nodes.exclusive(volume, steps)
+        return self._nodes.exclusive_soon(volume, steps)
 
     # -- giving up ---------------------------------------------------------------------------
 
     def discard(self, volume: VolumeId, in_transaction: WithVolume = nothing_more) -> Steps[None]:
         """See `VolumeCaches.discard`."""
+        patience = Patience(f"nothing of volume {volume} was discarded")
 
         async def steps() -> None:
             self._nodes.refuse_used(NodeKind.VOLUME, volume)
             seen, asked = await blocking_apart(CHANGING, self._look_dirty, volume)
             try:
-                is_written_back = await self._is_written_back(volume)
+                is_written_back = await self._is_written_back(volume, patience)
             except BockdError:
                 self._leave_to_background(volume)
                 raise
             if is_written_back:
                 log.info("volume %s: all was written back, so nothing was discarded", volume)
                 return
-            await self._nodes.close_volume(volume, keep_dirty=True)
+            with patience.waiting_for("giving it back"):
+                await self._nodes.close_volume(volume, keep_dirty=True)
+            patience.check()
             if asked is None:  # this gateway may have had it open since
                 seen = await blocking_apart(CHANGING, self._look_again, seen)
                 if self._may_be_at_another_run(seen):
                     here = self._session.who.gateway
                     asked = await blocking_apart(CHANGING, self._refuse_alive, seen, here)
-            record = await blocking_apart(CHANGING, self._discard, seen, asked, in_transaction)
+            record = await blocking_apart(
+                CHANGING, self._discard, seen, asked, in_transaction, patience
+            )
             self._nodes.refusals.pop(volume, None)
             self._nodes.left_dirty.pop(volume, None)
             await self._nodes.fronts.discard_log(record.image, keep=True)
 
-        return self._nodes.exclusive(volume, steps)
+        # What hangs keeps its turn: nobody else may open the volume meanwhile.
+        return patience.answer(lambda: self._nodes.exclusive_soon(volume, steps), self._nodes.spawn)
 
     def _may_be_at_another_run(self, seen: RbdVolumeRecord) -> bool:
         """Return whether a run of this gateway's name that is not this one had a volume last, which
@@ -170,19 +177,20 @@ class CacheOperations:
         who = self._session.who
         return seen.holder == who.gateway and seen.run not in (None, who.run)
 
-    async def _is_written_back(self, volume: VolumeId) -> bool:
+    async def _is_written_back(self, volume: VolumeId, patience: Patience) -> bool:
         """Try to write back what is dirty here, which is better than to give it up. Return False:
         it is not dirty here, or its log cannot be read, nor when it was opened anew. Raises
         InUseError: it goes on; UnavailableError: it may be written back yet."""
         if not self._nodes.is_dirty_here(volume):
             return False
         for anew in (False, True):
-            error = await self._write_back(volume, anew=anew)
+            error = await self._write_back(volume, patience, anew=anew)
             if not self._nodes.is_dirty_here(volume):
                 return True
             if not isinstance(error, _UNREADABLE):
                 raise _not_given_up(volume, error)
             log.warning("volume %s cannot be written back: %s", volume, error)
+            patience.check()
         return False
 
     def _leave_to_background(self, volume: VolumeId) -> None:
@@ -201,19 +209,24 @@ class CacheOperations:
         except BockdError as error:
             log.warning("closing volume %s: %s", volume, error)
 
-    async def _write_back(self, volume: VolumeId, *, anew: bool) -> BockdError | None:
+    async def _write_back(
+        self, volume: VolumeId, patience: Patience, *, anew: bool
+    ) -> BockdError | None:
         """Write back what is dirty here, and close the volume; `anew`: open it again for that. One
         that has failed is refused, whatever its disk has come to. Return what was in the way.
         Raises InUseError: a client or gateway uses it, or it goes on."""
         try:
             if anew:
-                await self._nodes.close_volume(volume, keep_dirty=True)
+                with patience.waiting_for("giving it back"):
+                    await self._nodes.close_volume(volume, keep_dirty=True)
             opened = self._nodes.volumes.get(volume)
             if opened is None:
-                opened = await self._nodes.open_volume(volume, Manner.POLITE)
+                opened = await self._nodes.open_volume(volume, Manner.POLITE, patience.waiting_for)
+            patience.check()
             if opened.front.log is not None:
                 await self._drain(volume, opened.front.log)
-            await self._nodes.close_volume(volume)
+            with patience.waiting_for("giving it back"):
+                await self._nodes.close_volume(volume)
         except InUseError:
             raise
         except BockdError as error:
@@ -293,7 +306,11 @@ class CacheOperations:
         return now
 
     def _discard(
-        self, seen: RbdVolumeRecord, asked: Inquiry | None, in_transaction: WithVolume
+        self,
+        seen: RbdVolumeRecord,
+        asked: Inquiry | None,
+        in_transaction: WithVolume,
+        patience: Patience,
     ) -> RbdVolumeRecord:
         """Shut whoever has the volume out, and then write down that nothing is dirty. Raises
         InUseError: a run of the gateway where it is dirty was not asked, or is back;
@@ -318,16 +335,21 @@ class CacheOperations:
             in_transaction(txn, record)
             refuse_unasked(txn)  # as late as may be
 
-        # Opening has no limit, nor has breaking the lock.
-        claim = self._session.taker.open_claim(seen.image)
+        # Opening has no limit, nor has breaking the lock, or closing.
+        with patience.waiting_for("opening its image"):
+            claim = self._session.taker.open_claim(seen.image)
         try:
+            patience.check()
             if asked is not None:
                 self._ask(seen, at.gateway, asked)
             self._session.index.update(refuse_unasked)
-            if (owner := claim.owner()) is not None:
-                claim.break_lock(owner)
+            with patience.waiting_for("breaking the lock of its image"):
+                if (owner := claim.owner()) is not None:
+                    claim.break_lock(owner)
         finally:
-            claim.close()
+            with patience.waiting_for("closing its image"):
+                claim.close()
+        patience.check()
         # What this gateway had given back since it was seen is no other one's change.
         now = self._look_again(seen)
         if now.epoch != seen.epoch:

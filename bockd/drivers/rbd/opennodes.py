@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, nullcontext, suppress
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -29,6 +29,7 @@ from bockd.drivers.rbd.images import open_image
 from bockd.drivers.rbd.lost import damaged_if_missing
 from bockd.drivers.rbd.messages import Manner
 from bockd.drivers.rbd.opened import OpenSnapshot, OpenVolume, refuse_failed
+from bockd.drivers.rbd.patience import WaitingFor, wait_for_turn
 from bockd.drivers.rbd.records import (
     RbdSnapshotRecord,
     RbdVolumeRecord,
@@ -81,13 +82,35 @@ class OpenNodes:
     async def exclusive(
         self, node: int, operation: Callable[P, Steps[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Run an operation while no other one of this gateway runs on the same volume or
-        snapshot."""
+        """Run an operation while no other one of this gateway runs on the same volume or snapshot.
+        For those who wait without a limit: clients, and the background."""
+        return await self._in_turn(node, False, operation, *args, **kwargs)
+
+    async def exclusive_soon(
+        self, node: int, operation: Callable[P, Steps[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Do the same for somebody who waits for an answer. Raises ClusterUnavailableError, with
+        nothing done: an earlier operation is not done in time, as when the image hangs."""
+        return await self._in_turn(node, True, operation, *args, **kwargs)
+
+    async def _in_turn(
+        self,
+        node: int,
+        soon: bool,
+        operation: Callable[P, Steps[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
         mutex = self._busy.setdefault(node, Mutex())
+        turn = mutex.join()
         try:
-            async with mutex:
-                return await operation(*args, **kwargs)
+            if soon:
+                await wait_for_turn(mutex, turn, f"volume or snapshot {node}")
+            elif not turn.fired:
+                await turn
+            return await operation(*args, **kwargs)
         finally:
+            mutex.withdraw(turn)
             if not mutex.held:
                 self._busy.pop(node, None)
 
@@ -179,9 +202,11 @@ class OpenNodes:
         with self.session.index.reading() as txn:
             return volume_record(txn, volume)
 
-    async def open_volume(self, volume: VolumeId, manner: Manner) -> OpenVolume:
-        """Take a volume that is not open, with no users yet. Raises BockdError. The caller excludes
-        others."""
+    async def open_volume(
+        self, volume: VolumeId, manner: Manner, waiting_for: WaitingFor = nullcontext
+    ) -> OpenVolume:
+        """Take a volume that is not open, with no users yet. What hangs while the cluster does not
+        answer is done `waiting_for` it. Raises BockdError. The caller excludes others."""
         record = self.record(volume)
         refuse_failed(record)
         if self.is_dirty_here(volume):
@@ -199,9 +224,10 @@ class OpenNodes:
             )
         self._opening += 1
         try:
-            taken = await blocking_apart(
-                "taking", lambda: run_inline(self.session.taker.take(volume, manner))
-            )
+            with waiting_for("opening its image"):
+                taken = await blocking_apart(
+                    "taking", lambda: run_inline(self.session.taker.take(volume, manner))
+                )
         except BockdError as error:
             self._note_refusal(volume, error)
             raise
@@ -214,9 +240,10 @@ class OpenNodes:
                 self._note_refusal(volume, error)
             # Nobody uses it; what is not given back would keep its lock until bockd ends.
             try:
-                await blocking_apart(
-                    "giving back", lambda: run_inline(self.session.taker.give_back(taken))
-                )
+                with waiting_for("giving it back"):
+                    await blocking_apart(
+                        "giving back", lambda: run_inline(self.session.taker.give_back(taken))
+                    )
             except BockdError as error:
                 log.warning("giving volume %s back: %s", volume, error)
             raise

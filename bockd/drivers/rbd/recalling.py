@@ -70,7 +70,7 @@ def recall(nodes: OpenNodes, volume: VolumeId, *, force: bool) -> Steps[str | No
             log.warning("volume %s was recalled by force", volume)
         return seen.failed
 
-    return nodes.exclusive(volume, steps)
+    return nodes.exclusive_soon(volume, steps)
 
 
 async def vacate(taker: Taker[C], index: Index, seen: RbdVolumeRecord, *, force: bool) -> bool:

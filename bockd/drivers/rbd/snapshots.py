@@ -63,7 +63,7 @@ class SnapshotOperations:
         async def drained() -> RbdSnapshotRecord:
             # While clients go on: their writes wait only for what is dirty after that.
             await self._nodes.drain(volume)
-            return await self._nodes.exclusive(volume, steps)
+            return await self._nodes.exclusive_soon(volume, steps)
 
         return drained()
 
@@ -135,7 +135,7 @@ class SnapshotOperations:
             await self._nodes.close_volume(volume)
             return await blocking_apart(CHANGING, self._freeze, volume, naming, in_transaction)
 
-        return self._nodes.exclusive(volume, steps)
+        return self._nodes.exclusive_soon(volume, steps)
 
     def _freeze(
         self, volume: VolumeId, naming: Naming, in_transaction: WithSnapshot
@@ -188,7 +188,7 @@ class SnapshotOperations:
             self._nodes.fronts.forget_snapshot(record)
             try_spawn(self._nodes.spawn, self._discard(record))
 
-        return self._nodes.exclusive(snapshot, steps)
+        return self._nodes.exclusive_soon(snapshot, steps)
 
     async def _discard(self, record: RbdSnapshotRecord) -> None:
         """Remove a snap that nothing names any more, and its image if nothing names that either, in

@@ -85,7 +85,7 @@ class VolumeOperations:
 
         if from_snapshot is None:
             return call_apart(CHANGING, create)
-        return self._nodes.exclusive(from_snapshot, call_apart, CHANGING, create)
+        return self._nodes.exclusive_soon(from_snapshot, call_apart, CHANGING, create)
 
     def _create(
         self,
@@ -151,7 +151,7 @@ class VolumeOperations:
                 opened.grow(max(record.size_bytes, opened.device.size_bytes))
             return record
 
-        return self._nodes.exclusive(volume, steps)
+        return self._nodes.exclusive_soon(volume, steps)
 
     def _extend(
         self, volume: VolumeId, size_bytes: int, in_transaction: WithVolume
@@ -203,7 +203,7 @@ class VolumeOperations:
             self._nodes.refusals.pop(volume, None)
             return record
 
-        return self._nodes.exclusive(volume, steps)
+        return self._nodes.exclusive_soon(volume, steps)
 
     def delete(self, volume: VolumeId, in_transaction: WithVolume) -> Steps[None]:
         """See `Pool.delete_volume`. What is dirty here is not written back, but goes with the
@@ -230,7 +230,7 @@ class VolumeOperations:
             self._discard(seen.image)
             await self._nodes.fronts.discard_log(seen.image, keep=False)
 
-        return self._nodes.exclusive(volume, steps)
+        return self._nodes.exclusive_soon(volume, steps)
 
     # -- showing a snapshot ------------------------------------------------------------------
 
@@ -244,7 +244,9 @@ class VolumeOperations:
                 raise ConflictError(f"snapshot {snapshot} is not one of volume {volume}")
             return current
 
-        return self._nodes.exclusive(volume, self._show, volume, snapshot, shown, in_transaction)
+        return self._nodes.exclusive_soon(
+            volume, self._show, volume, snapshot, shown, in_transaction
+        )
 
     def fill(
         self, volume: VolumeId, snapshot: SnapshotId, in_transaction: WithVolume
@@ -255,8 +257,8 @@ class VolumeOperations:
             size_of(source, current.size_bytes)
             return replace(current, from_snapshot=snapshot)
 
-        return self._nodes.exclusive(
-            volume, self._nodes.exclusive, snapshot,
+        return self._nodes.exclusive_soon(
+            volume, self._nodes.exclusive_soon, snapshot,
             self._show, volume, snapshot, shown, in_transaction,
         )  # fmt: skip
 

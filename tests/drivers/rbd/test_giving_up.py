@@ -4,29 +4,34 @@ changes with each of these."""
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import trio
 
 from bockd.errors import (
     BockdError,
+    ClusterUnavailableError,
     DamagedError,
     InUseError,
     UnavailableError,
     UnreadableError,
     from_os_error,
 )
-from bockd.model import VolumeId
+from bockd.model import CacheMode, VolumeId
+from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import Signal, Steps, run_inline
 from tests.drivers.rbd.ceph import need_modules
 from tests.drivers.rbd.memoryindex import Records
+from tests.drivers.rbd.spawned import is_stuck
 
 need_modules()
 
-from bockd.drivers.rbd import draining  # noqa: E402 - where there are the modules
+from bockd.drivers.rbd import draining, patience  # noqa: E402 - where there are the modules
 from bockd.drivers.rbd.caching import CacheOperations  # noqa: E402
 from bockd.drivers.rbd.fronts import Front  # noqa: E402
 from bockd.drivers.rbd.inquiry import Inquiry  # noqa: E402
@@ -61,8 +66,10 @@ class Claim:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        gateway.call("open")
 
     def owner(self) -> str | None:
+        self._gateway.call("owner")
         return self._gateway.owner
 
     def break_lock(self, _owner: str) -> None:
@@ -76,6 +83,7 @@ class Claim:
         return True
 
     def close(self) -> None:
+        self._gateway.call("close")
         self._gateway.owner = None
 
 
@@ -120,6 +128,11 @@ class Gateway:
         self.read: Callable[[], None] = lambda: None
         self.open_log: Callable[[], None] = lambda: None
         self.put_aside = list[str]()
+        self.hangs_at = ""
+        """The call to the cluster, as "open 2" for the second one, that hangs until `answers`."""
+        self.answers = threading.Event()
+        self.on_hanging: Callable[[], None] = lambda: None
+        self._calls = list[str]()
         records: Any = Records()
         put_record(records, VOLUME)
         who, self.tenures = Identity("here", "a" * 16), Tenures(records)
@@ -142,6 +155,13 @@ class Gateway:
         self.nodes.fronts.discard_log = self._discard_log
         self.nodes.left_dirty[ID] = VOLUME.image
         self.operations = CacheOperations(self.nodes)
+
+    def call(self, name: str) -> None:
+        """Call the cluster, which may hang."""
+        self._calls.append(name)
+        if self.hangs_at == f"{name} {self._calls.count(name)}":
+            self.on_hanging()
+            assert self.answers.wait(60)
 
     async def _find_directory(self, _record: RbdVolumeRecord) -> None:
         """It is there, with the log."""
@@ -167,11 +187,8 @@ class Gateway:
 
     def _spawn(self, steps: Steps[None]) -> None:
         """Run steps up to where they wait for others."""
-        try:
-            assert isinstance(steps.send(None), Signal)
-        except StopIteration:
-            return
-        self._spawned.append(steps)
+        if is_stuck(steps):
+            self._spawned.append(steps)
 
 
 def raising(error: BockdError) -> Callable[[], None]:
@@ -299,3 +316,49 @@ def test_another_run_of_this_gateways_name_is_asked(lives: bool, gateway: Gatewa
         gateway.discard()
         assert gateway.tenures.look(ID).dirty_at is None
         assert session.bus.asked == [[other], [other]], "once more when the image was opened"
+
+
+async def hang(gateway: Gateway, where: str) -> None:
+    """Discard while a call to the cluster hangs; then have it answer."""
+    runner = StepRunner()
+    gateway.hangs_at = where
+
+    async def unused() -> None:
+        raise AssertionError
+
+    async with trio.open_nursery() as nursery:
+        gateway.nodes.spawn = lambda steps: nursery.start_soon(runner.run, steps)
+        try:
+            with pytest.raises(ClusterUnavailableError, match="nothing of volume 1 was discarded"):
+                await runner.run(gateway.operations.discard(ID))
+            for other in (
+                gateway.operations.discard(ID),
+                gateway.operations.set_mode(ID, CacheMode.NONE),
+                gateway.nodes.exclusive_soon(ID, unused),
+            ):
+                with pytest.raises(ClusterUnavailableError, match="an earlier operation"):
+                    await runner.run(other)
+        finally:
+            gateway.answers.set()
+
+
+@pytest.mark.parametrize("where", ["open 1", "close 1", "open 2", "open 3", "owner 5", "close 3"])
+def test_what_was_not_discarded_in_time_is_not_discarded_later(
+    where: str, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The image hangs: whoever asked is told, and so are those who ask for the next operation."""
+    gateway.on_hanging = lambda: monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.01)
+    gateway.open_log = raising(DamagedError("a checksum"))
+    trio.run(hang, gateway, where)
+    assert gateway.tenures.look(ID).dirty_at == VOLUME.dirty_at
+    assert (gateway.put_aside, gateway.owner, gateway.nodes.unfinished()) == ([], None, 0)
+
+
+def test_what_was_not_opened_in_time_is_written_back_later(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway.on_hanging = lambda: monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.01)
+    trio.run(hang, gateway, "open 1")
+    now = gateway.tenures.look(ID)
+    assert (now.dirty_at, now.holder, gateway.nodes.volumes) == (None, None, {})
+    assert not gateway.put_aside

@@ -313,11 +313,11 @@ def test_a_snapshot_writes_back_before_writes_wait_for_it() -> None:
     log = SimpleNamespace(drain=drain, write_through=lambda: came.append("through"))
     gateway.have_open(log)
 
-    async def exclusive(*_arguments: object) -> None:
+    async def exclusive_soon(*_arguments: object) -> None:
         came.append("exclusive")
 
     patched: Any = gateway.nodes
-    patched.exclusive = exclusive
+    patched.exclusive_soon = exclusive_soon
     run_inline(SnapshotOperations(gateway.nodes).create(ID, "s", nothing_more))
     assert came == ["drained", "exclusive"]
 

@@ -289,7 +289,7 @@ def test_what_cannot_be_flushed_here_is_told_without_paths(has_log: bool) -> Non
         session=SimpleNamespace(taker=SimpleNamespace(ledger=Tenures(records))),
         volumes={VOLUME.id: SimpleNamespace(taken=SimpleNamespace(epoch=0), front=front)},
         refusals={},
-        exclusive=exclusive,
+        exclusive_soon=exclusive,
     )
     told = run_inline(recalling.recall(nodes, VOLUME.id, force=False))
     assert told == (None if has_log else UNREADABLE_LOG)
