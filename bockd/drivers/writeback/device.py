@@ -117,15 +117,14 @@ class WriteBackDevice:
         pieces = self.way.log.dirty.find(offset, offset + len(into), AT_ONCE_PARTS + 1)
         for start, end, record in pieces:
             part, done = into[start - offset : end - offset], end - offset
-            if record is None:
-                if not self.below.try_read(start, part):
-                    return False
-            elif self.way.held:
-                return False
-            else:
+            if record is not None:
                 dirty.append((record, start, part))
+            elif not self.below.try_read(start, part):
+                return False
+        if done < len(into) or (dirty and self.way.held):
+            return False
         try:
-            return done == len(into) and (not dirty or try_fill(dirty))
+            return not dirty or try_fill(dirty)
         except OSError:
             return False  # `read` has the time to look what it is
 
@@ -169,15 +168,15 @@ class WriteBackDevice:
         self.way.check()
         done = 0
         while done < len(into):
-            while self.way.held and self._is_dirty(offset + done, len(into) - done):
-                # Somebody may have given it up, and have written there.
-                await self.way.clean_or_pass()
-                self.way.check()
             done += await self._read_some(offset + done, into[done:])
             self.way.check()
 
     async def _read_some(self, offset: int, into: memoryview) -> int:
         """Read as much as is found at once. Return how much that was."""
+        while self.way.held and self._is_dirty(offset, len(into)):
+            # Somebody may have given it up, and have written there.
+            await self.way.clean_or_pass()
+            self.way.check()
         if self.way.log is None:
             await self.below.read(offset, into)
             return len(into)
@@ -201,8 +200,7 @@ class WriteBackDevice:
         """Return whether any of a range is in the log."""
         if (current := self.way.log) is None:
             return False
-        found = current.dirty.find(offset, offset + length, 1)
-        return any(record is not None for _, _, record in found)
+        return any(True for _ in current.dirty.overlapping(offset, offset + length))
 
     async def _read_log(self, parts: list[Part]) -> None:
         try:

@@ -16,8 +16,9 @@ from bockd.drivers.writeback.records import Kind
 from bockd.model import BLOCK_SIZE, GIB, Extent
 
 MOST_PIECES = 500
-"""Dirty pieces that one answer passes: a millisecond of work. It ends behind them then, and clients
-ask again from there. (Those of one block are passed in any case, which are 4096 at most.)"""
+"""Dirty pieces that one answer passes: a millisecond or two of work. It ends behind them then, and
+clients ask again from there. (Those of one block are passed in any case, which are 4096 at most.)
+"""
 
 LONGEST_BYTES = 256 * GIB
 """What one answer covers, at most: to find nothing dirty in it is a quarter of a millisecond."""
