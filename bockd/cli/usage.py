@@ -10,7 +10,7 @@ import click
 from bockd.cli.arguments import reference
 from bockd.cli.client import connect
 from bockd.cli.completion import complete_volume
-from bockd.cli.output import json_option, print_json, print_table
+from bockd.cli.output import json_option, print_json, print_table, say
 from bockd.cli.sizes import format_size
 from bockd.model import NodeKind
 from bockd.pool.reports import FamilyUsage, NodeUsage
@@ -60,7 +60,7 @@ def du(volume: str | None, as_json: bool) -> None:
     else:
         print_table(TITLES, [(*row[:-2], row[-1]) for row in rows])
     if hidden := sum(family.hidden_snaps for family in families):
-        click.echo(
+        say(
             f"{hidden} deleted snapshot(s) stay in Ceph for the volumes made of them; what only "
             "they hold is not known, and not in these figures"
         )

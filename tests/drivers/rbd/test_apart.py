@@ -202,9 +202,12 @@ async def test_changes(change: str) -> None:
     session: Any = nodes.session
     session.index = SimpleNamespace(refresh=hanging.call, update=hanging.call, reading=hanging.call)
     session.taker.ledger = session.tenures = SimpleNamespace(look=hanging.call)
-    await hanging.others_go_on(
-        lambda nursery, number: nursery.start_soon(hanging.run, CHANGES[change](nodes, number))
-    )
+
+    def begin(nursery: trio.Nursery, number: int) -> None:
+        nodes.spawn = lambda steps: nursery.start_soon(hanging.run, steps)
+        nursery.start_soon(hanging.run, CHANGES[change](nodes, number))
+
+    await hanging.others_go_on(begin)
 
 
 @in_trio
@@ -215,17 +218,20 @@ async def test_shutting_out_whose_writes_are_discarded() -> None:
     seen = SimpleNamespace(
         id=VolumeId(1),
         image="image",
+        holder=None,
+        run=None,
         dirty_at=SimpleNamespace(gateway="here", log="log"),
         dirty_elsewhere=lambda _gateway: False,
     )
     session.tenures = SimpleNamespace(look=lambda _volume: seen)
     session.taker.open_claim = hanging.call
     operations = CacheOperations(nodes)
-    await hanging.others_go_on(
-        lambda nursery, number: nursery.start_soon(
-            hanging.run, operations.discard(VolumeId(number), nothing_more)
-        )
-    )
+
+    def begin(nursery: trio.Nursery, number: int) -> None:
+        nodes.spawn = lambda steps: nursery.start_soon(hanging.run, steps)
+        nursery.start_soon(hanging.run, operations.discard(VolumeId(number), nothing_more))
+
+    await hanging.others_go_on(begin)
 
 
 @in_trio
