@@ -50,6 +50,14 @@ class Result:
     err: str
 
 
+def _as_text(line: str) -> str:
+    """Return a line of a daemon's log as format "text" has it, also where its format is "json"."""
+    if not line.startswith("{"):
+        return line
+    said = json.loads(line)
+    return f"{said['level'].upper()} {said['logger']}: {said['message']}"
+
+
 class Bockd:
     """A data directory, and the daemon that serves it while it runs."""
 
@@ -178,10 +186,11 @@ class Bockd:
 
     def _check_log(self) -> None:
         for line in self.log.read_text().splitlines():
-            known = any(
-                re.search(pattern, line) for pattern in (ABOUT_THE_MACHINE, *self._expected)
+            text = _as_text(line)
+            known = re.search(ABOUT_THE_MACHINE, text) or any(
+                re.search(pattern, line) for pattern in self._expected
             )
-            assert known or line.startswith("INFO "), f"in the daemon's log: {line}"
+            assert known or text.startswith("INFO "), f"in the daemon's log: {line}"
 
     # -- programs run against it ---------------------------------------------------------------
 

@@ -131,7 +131,7 @@ def test_a_daemon_logs_json_with_request_tenant_connection_and_volume(tmp_path: 
     config = tmp_path / "bockd.toml"
     config.write_text('log_level = "debug"\n[log]\nformat = "json"\n')
     with serving(tmp_path / "pool", api_listen="127.0.0.1:0", config=config) as daemon:
-        daemon.expect_in_log(r'^\{"time": ".*", "level": "(info|debug)", ')
+        daemon.expect_in_log('"level": "debug"')
         daemon.bock("volume", "create", "disk1", "--size", "1M")
         tenant = daemon.bock("credentials")["tenant_id"]
         with daemon.connected("disk1") as client:
@@ -160,7 +160,6 @@ def test_a_client_that_breaks_the_rules_is_named_by_connection_and_volume(tmp_pa
     config = tmp_path / "bockd.toml"
     config.write_text('[log]\nformat = "json"\n')
     with serving(tmp_path / "pool", config=config) as daemon:
-        daemon.expect_in_log(r'"level": "info"')
         volume = daemon.bock("volume", "create", "disk1", "--size", "1M")
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(daemon.nbd_socket))
