@@ -13,31 +13,41 @@ from collections.abc import Iterator
 from itertools import count
 
 from bockd.errors import NotFoundError
+from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.pool.nodes import Nodes
-from bockd.pool.pool import Naming
+from bockd.pool.pool import Naming, WithNode
 from bockd.pool.records import SnapshotRecord, Trashed, VolumeRecord
 from bockd.validation import check_name
 
 PREFIX = "trash-"
 
 
-def move_to_trash(nodes: Nodes, kind: NodeKind, node: int, at: float) -> None:
-    """Move a volume or snapshot to the trash, in the transaction of `nodes`. Raises NotFoundError,
-    also for what is there already."""
+def move_to_trash(
+    nodes: Nodes, kind: NodeKind, node: int, at: float, in_transaction: WithNode
+) -> None:
+    """Move a volume or snapshot to the trash, in the transaction of `nodes`, and do what belongs to
+    it. Raises NotFoundError, also for what is there already."""
     record = record_of(nodes, kind, node)
     refuse_trashed(kind, record)
     names = (f"{PREFIX}{node}" + suffix for suffix in _suffixes())
     free = next(name for name in names if nodes.name_is_free(kind, name))
     nodes.rename(kind, node, free, Trashed(record.name, at))
+    in_transaction(nodes.txn, record_of(nodes, kind, node))
+    hit(Failpoint.TRASH_CHANGED)
 
 
-def take_from_trash(nodes: Nodes, kind: NodeKind, node: int, naming: Naming) -> None:
+def take_from_trash(
+    nodes: Nodes, kind: NodeKind, node: int, naming: Naming, in_transaction: WithNode
+) -> None:
     """Make a volume or snapshot that is in the trash an ordinary one again, in the transaction of
-    `nodes`. Raises NotFoundError for what is not there, ConflictError for a name that is taken."""
+    `nodes`, and do what belongs to it. Raises NotFoundError for what is not there, ConflictError
+    for a name that is taken."""
     if record_of(nodes, kind, node).trashed is None:
         raise not_in_trash(kind, node)
     nodes.rename(kind, node, check_name(naming(nodes, node)), None)
+    in_transaction(nodes.txn, record_of(nodes, kind, node))
+    hit(Failpoint.RESTORE_CHANGED)
 
 
 def refuse_trashed(kind: NodeKind, record: VolumeRecord | SnapshotRecord) -> None:

@@ -21,6 +21,7 @@ from bockd.index.tables import Table
 from bockd.model import NodeKind
 from bockd.pool.index import Transaction
 from bockd.pool.nodes import SNAPSHOTS, VOLUMES, Nodes
+from bockd.pool.pool import nothing_more
 from bockd.pool.trash import move_to_trash
 from tests.blockstorage.store import Store
 
@@ -65,7 +66,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         "is in the trash, and a tenant has it all the same",
     ),
     "nobody's trash": (
-        lambda txn, _t, v: move_to_trash(Nodes(txn), NodeKind.VOLUME, v.id, 0.0),
+        lambda txn, _t, v: move_to_trash(Nodes(txn), NodeKind.VOLUME, v.id, 0.0, nothing_more),
         "is in the trash, and no tenant's",
     ),
     "another one's key": (

@@ -19,7 +19,7 @@ from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.pool.index import Transaction
 from bockd.pool.pool import Naming, WithNode, nothing_more
-from bockd.pool.trash import move_to_trash, record_of, take_from_trash
+from bockd.pool.trash import move_to_trash, take_from_trash
 from bockd.runtime.steps import Steps, blocking
 
 log = logging.getLogger(__name__)
@@ -52,10 +52,7 @@ class TrashOperations:
         """Make one that is in the trash an ordinary one again. Nobody can have it open."""
 
         def change(txn: Transaction) -> None:
-            catalogue = Catalogue(txn)
-            take_from_trash(catalogue, kind, node, naming)
-            in_transaction(txn, record_of(catalogue, kind, node))
-            hit(Failpoint.RESTORE_CHANGED)
+            take_from_trash(Catalogue(txn), kind, node, naming, in_transaction)
 
         async def steps() -> None:
             await blocking(self._store.index.update, change)
@@ -84,9 +81,7 @@ class TrashOperations:
         def change(txn: Transaction) -> None:
             catalogue = Catalogue(txn)
             catalogue.begin_trash()
-            move_to_trash(catalogue, kind, node, self._registry.clock())
-            in_transaction(txn, record_of(catalogue, kind, node))
-            hit(Failpoint.TRASH_CHANGED)
+            move_to_trash(catalogue, kind, node, self._registry.clock(), in_transaction)
 
         lock = self._lock(kind, node)
         try:

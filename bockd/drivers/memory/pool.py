@@ -435,8 +435,7 @@ class MemoryPool:
         """See the contract."""
 
         def change(txn: Transaction) -> None:
-            move_to_trash(Nodes(txn), kind, node, self.clock())
-            in_transaction(txn, record_of(Nodes(txn), kind, node))
+            move_to_trash(Nodes(txn), kind, node, self.clock(), in_transaction)
 
         async with self._exclusive(node):
             self._refuse_used(kind, node)
@@ -448,8 +447,7 @@ class MemoryPool:
         """See the contract."""
 
         def change(txn: Transaction) -> None:
-            take_from_trash(Nodes(txn), kind, node, naming)
-            in_transaction(txn, record_of(Nodes(txn), kind, node))
+            take_from_trash(Nodes(txn), kind, node, naming, in_transaction)
 
         async with self._exclusive(node):
             self.index.update(change)
