@@ -52,8 +52,7 @@ DUMP_EVERY = 1000
 """Versions from one dump to the next. A start reads the last dump and about so many entries."""
 
 MAX_ENTRIES = 100_000
-"""Entries that the log may have when no dump can be written, because the cluster is full: from
-200,000 keys in one object on Ceph warns of it."""
+"""Entries of the log while a full cluster takes no dump. Ceph warns of 200,000 keys an object."""
 
 ATTEMPTS = 100
 """Of one update, when other gateways commit before it each time."""
@@ -295,6 +294,11 @@ class SharedIndex:
             f"other gateways changed the index {ATTEMPTS} times before this one could; try again"
         )
 
+    def begin_trash(self) -> None:
+        """Have gateways of a bockd that knows no trash refuse the index. Blocks."""
+        with _still_there():
+            self._log.begin_trash()
+
     def _append_nothing(self, replica: Replica) -> None:
         """Take the next version by an empty entry: what was sent for it cannot come any more."""
         self._attempt(replica, lambda _txn: None, appends_nothing=True)
@@ -327,25 +331,30 @@ class SharedIndex:
                 raise
             self._replace(version, error)
         hit(Failpoint.SHARED_COMMITTED)
-        self._note_commit(version)
+        if version % self._dump_every == 0:
+            self._dump_due = True
         return result
 
     def _entry(self, changes: list[tuple[bytes, bytes, bytes | None]]) -> Entry:
         return Entry(self._run, next(self._numbers), self._clock(), changes)
 
     def _append(self, version: int, entry: Entry) -> None:
-        """Append the entry of a version. Raises _OvertakenError: another one has the version, and
-        this one never will; UnavailableError: it never will, either; OutcomeUnknownError."""
+        """Append the entry of a version. Raises _OvertakenError: another one has the version, or
+        the format is another one, and this entry never will; UnavailableError: it never will,
+        either; OutcomeUnknownError."""
+        known = self._log.format
         try:
             if self._log.append(version - 1, encode_entry(version, entry)):
                 return
         except NoAnswerError as error:
             hit(Failpoint.SHARED_UNANSWERED)
             self._settle(version, error)
-        # Two answers may be missing here: that of the log to us, and within the cluster that to an
+        # Two answers may be missing: that of the log to us, and within the cluster that to an
         # operation which is then repeated, and finds itself carried out.
         try:
             tail = self._log.read(version - 1)
+            if tail.version < version and self._log.format != known:  # which never goes back
+                raise _OvertakenError(tail)
             author = self._author(version, tail)
         except OutcomeUnknownError:
             raise
@@ -448,10 +457,6 @@ class SharedIndex:
         if entries < self._dump_every // 2:
             self._dump_due = False
         elif entries > self._dump_every * 3 // 2:
-            self._dump_due = True
-
-    def _note_commit(self, version: int) -> None:
-        if version % self._dump_every == 0:
             self._dump_due = True
 
     def _make_room(self, replica: Replica) -> None:

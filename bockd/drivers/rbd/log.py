@@ -2,7 +2,7 @@
 
 It is the keys (omap) of one RADOS object, `index`, and objects with the pieces of dumps:
 
-    f                  "1 <identity>": the log's format, and 32 hex digits, random for each pool
+    f                  "<format> <identity>"; the identity is 32 hex digits, random for each pool
     v                  the last version, in decimal; 0 at first
     b                  the dump in force: "<version> <name> <pieces>", or "0 - 0"
     l/<16 digits>      the entry of each version after that of the dump, and of some before
@@ -16,6 +16,8 @@ Invariants:
   whether the dump is still "writing", and removes entries that are not needed any more.
 * Some entries stay that the dump has. So who was refused a version can see who has it, and who is a
   little behind need not load a dump.
+* The format only grows (`Log.begin_trash`). Whoever appends compares it, so code that does not know
+  it neither reads nor appends anything from then on.
 * Pieces are removed only of a dump that is "removing", and such a one never comes into force. So an
   operation that comes late does no harm: everything that may come late is compared with something.
 * Each piece belongs to the dump in force, or to one that has a key d/. (But for a piece whose
@@ -34,6 +36,13 @@ from bockd.errors import DamagedError, NotFoundError, PoolFormatError
 from bockd.failpoints import Failpoint, hit
 
 FORMAT = 1
+"""Of a new log."""
+
+FORMAT_WITH_TRASH = 2
+"""1, and volumes and snapshots may be in the trash (bockd.pool.trash), which older code would
+show."""
+
+NEWEST_FORMAT = FORMAT_WITH_TRASH
 
 READ_ENTRIES = 256
 """Entries of one look: usually less than 100 KB, at the very worst 4 GiB. (The cluster itself
@@ -44,7 +53,7 @@ MAX_LEFTOVERS = 64
 
 _ENTRY, _DRAFT = "l/", "d/"
 _WRITING, _REMOVING = b"writing", b"removing"
-_HEAD = re.compile(r"1 [0-9a-f]{32}")
+_HEAD = re.compile(rf"([1-{NEWEST_FORMAT}]) ([0-9a-f]{{32}})")
 _ANY_HEAD = re.compile(r"(\d{1,9}) .*")
 _BASE = re.compile(r"(\d{1,16}) (-|[0-9a-f.]{1,64}) (\d{1,9})")
 
@@ -65,6 +74,17 @@ NO_BASE = Base(0, "-", 0)
 """Before the first dump: an empty index."""
 
 
+class _Head(NamedTuple):
+    """The value of `f`."""
+
+    format: int
+    identity: str
+
+    def encode(self) -> bytes:
+        """Encode it as it is stored."""
+        return f"{self.format} {self.identity}".encode()
+
+
 class Tail(NamedTuple):
     """The log from some version on, at one instant."""
 
@@ -82,20 +102,33 @@ class Log:
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
-        self._head: bytes | None = None
-        """The value of `f`, since the first look."""
+        self._head: _Head | None = None
+        """As it was seen last."""
 
     def create(self, identity: str) -> bool:
         """Make an empty log; `identity` is 32 random hex digits. Return False if there is one."""
-        head = f"{FORMAT} {identity}"
-        assert _HEAD.fullmatch(head)
-        return self._objects.create({"f": head.encode(), "v": b"0", "b": NO_BASE.encode()})
+        head = _Head(FORMAT, identity).encode()
+        assert _HEAD.fullmatch(head.decode())
+        return self._objects.create({"f": head, "v": b"0", "b": NO_BASE.encode()})
 
     @property
     def identity(self) -> str:
         """The random digits by which the log was made: of a log that was read."""
-        assert self._head is not None
-        return self._head.decode("ascii").split(" ")[1]
+        return self._known_head().identity
+
+    @property
+    def format(self) -> int:
+        """Its format, as this gateway knows it: of a log that was read. It never goes back."""
+        return self._known_head().format
+
+    def begin_trash(self) -> None:
+        """Note that something is about to be moved to the trash: code that knows no trash refuses
+        the log from then on. An answer that is lost does no harm: it is noted, or is asked again.
+        Raises DamagedError, PoolFormatError."""
+        while (head := self._known_head()).format < FORMAT_WITH_TRASH:
+            raised = head._replace(format=FORMAT_WITH_TRASH)
+            self._objects.change(Change({"f": head.encode()}, {"f": raised.encode()}))
+            self._look_at_head()
 
     # -- entries -----------------------------------------------------------------------------
 
@@ -121,12 +154,12 @@ class Log:
 
     def append(self, after: int, entry: bytes) -> bool:
         """Append the entry of version `after` + 1. Return False if there is such a version: that of
-        another gateway, or this very entry, if its answer was lost on the way."""
-        assert self._head is not None
+        another gateway, or this very entry, if its answer was lost on the way; or if another
+        gateway has raised the format, which the next `read` tells."""
         version = after + 1
         return self._objects.change(
             Change(
-                {"f": self._head, "v": str(after).encode()},
+                {"f": self._known_head().encode(), "v": str(after).encode()},
                 {"v": str(version).encode(), _entry_key(version): entry},
             )
         )
@@ -135,10 +168,13 @@ class Log:
 
     def begin_dump(self, name: str) -> None:
         """Say that a dump is being written. A name is used once."""
-        assert self._head is not None
-        made = self._objects.change(Change({"f": self._head}, {_DRAFT + name: _WRITING}))
-        if not made:
-            raise _replaced()
+        while True:
+            head = self._known_head()
+            if self._objects.change(Change({"f": head.encode()}, {_DRAFT + name: _WRITING})):
+                return
+            self._look_at_head()
+            if self._known_head() == head:
+                raise _replaced()
 
     def write_pieces(self, pieces: Iterable[tuple[str, bytes]]) -> int:
         """Write the pieces of a dump, in order. Return how many there are."""
@@ -152,14 +188,18 @@ class Log:
     def swing(self, old: Base, new: Base, keep: int) -> bool:
         """Put a dump in force whose pieces are all written, in the place of `old`, and remove the
         entries up to its version, but for the last `keep`. Return False if another one was put
-        there, perhaps this very dump, if its answer was lost on the way."""
-        assert self._head is not None
+        there, perhaps this very dump, if its answer was lost on the way; or if another gateway has
+        raised the format, and the next dump is to be made."""
         put = {"b": new.encode()}
         if old != NO_BASE:
             put[_DRAFT + old.name] = _REMOVING
         return self._objects.change(
             Change(
-                {"f": self._head, "b": old.encode(), _DRAFT + new.name: _WRITING},
+                {
+                    "f": self._known_head().encode(),
+                    "b": old.encode(),
+                    _DRAFT + new.name: _WRITING,
+                },
                 put,
                 (_DRAFT + new.name,),
                 (_entry_key(0), _entry_key(max(0, new.version - keep) + 1)),
@@ -202,20 +242,30 @@ class Log:
 
     # -- what is read ------------------------------------------------------------------------
 
-    def _check_head(self, head: bytes | None) -> None:
-        if head is not None and head == self._head:
-            return
-        text = _text(head, "f")
-        if not _HEAD.fullmatch(text):
-            if (other := _ANY_HEAD.fullmatch(text)) and int(other[1]) > FORMAT:
+    def _known_head(self) -> _Head:
+        assert self._head is not None
+        return self._head
+
+    def _look_at_head(self) -> None:
+        """See which format the log has now."""
+        self._check_head(self._objects.look(("f",), _ENTRY, _ENTRY, 1).values.get("f"))
+
+    def _check_head(self, value: bytes | None) -> None:
+        """Take notice of the value of `f`. One that another thread has read before may be older
+        than what is known. Raises DamagedError, PoolFormatError."""
+        text = _text(value, "f")
+        if not (found := _HEAD.fullmatch(text)):
+            if (other := _ANY_HEAD.fullmatch(text)) and int(other[1]) > NEWEST_FORMAT:
                 raise PoolFormatError(
-                    f"the index in Ceph has format {other[1]}, and this bockd knows {FORMAT}: a "
-                    "newer bockd wrote it; use that one"
+                    f"the index in Ceph has format {other[1]}, and this bockd knows "
+                    f"{NEWEST_FORMAT}: a newer bockd wrote it; use that one"
                 )
             raise DamagedError(f"the index in Ceph begins with {text!a}, which is no format")
-        if self._head is not None:
+        head = _Head(int(found[1]), found[2])
+        if self._head is not None and self._head.identity != head.identity:
             raise _replaced()
-        self._head = head
+        if self._head is None or self._head.format < head.format:
+            self._head = head
 
 
 def _replaced() -> DamagedError:

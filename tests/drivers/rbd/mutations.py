@@ -11,7 +11,7 @@ from bockd.drivers.rbd.index import SharedIndex, _OvertakenError
 from bockd.drivers.rbd.log import Base, Log
 from bockd.drivers.rbd.objects import Change, NoAnswerError
 from bockd.drivers.rbd.replica import Replica
-from bockd.errors import UnavailableError
+from bockd.errors import DamagedError, UnavailableError
 
 from .memory import MemoryObjects
 from .schedules import World, unanswered
@@ -41,6 +41,18 @@ class RefusedIsOvertaken(SharedIndex):
         except NoAnswerError as error:
             self._settle(version, error)
         raise _OvertakenError(self._log.read(version - 1))
+
+
+class RefusedIsLost(SharedIndex):
+    """A change that was refused for the format that another gateway has raised is not made."""
+
+    def _append(self, version: int, entry: Entry) -> None:
+        try:
+            super()._append(version, entry)
+        except _OvertakenError as overtaken:
+            if overtaken.tail.version < version:
+                raise DamagedError("nobody has this version") from overtaken
+            raise
 
 
 class LeavesUnsettled(SharedIndex):
@@ -152,6 +164,7 @@ MUTATIONS: dict[str, Callable[[int, Path], World]] = {
             LostIsFailed,
             LostIsRepeated,
             RefusedIsOvertaken,
+            RefusedIsLost,
             NeverFresh,
             SwungFirst,
         )

@@ -206,6 +206,8 @@ class World:
     late: list[Callable[[], object]] = field(default_factory=list)
     """Calls that are under way while nobody waits for them."""
     failures: list[BaseException] = field(default_factory=list)
+    raised: bool = False
+    """Somebody was told that the log has the format of one with a trash."""
     now: int = 0
     runs: int = 0
     ending: bool = False
@@ -303,8 +305,10 @@ class World:
                 self.update(gateway, index)
             elif kind < 0.6:
                 self.ask(gateway, index)
-            elif kind < 0.9:
+            elif kind < 0.87:
                 self.refresh(gateway, index)
+            elif kind < 0.9:
+                self.begin_trash(index)
             if index.dump_due or kind > 0.97:
                 try:
                     index.dump()
@@ -341,6 +345,14 @@ class World:
             return
         for update in unknown:
             update.never = b"%d" % update.token not in made
+
+    def begin_trash(self, index: SharedIndex) -> None:
+        """The log gets another format, in the middle of what others do, for all that come."""
+        try:
+            index.begin_trash()
+        except NoAnswerError:
+            return
+        self.raised = True
 
     def refresh(self, gateway: Gateway, index: SharedIndex) -> None:
         least = self.answered()
@@ -420,6 +432,8 @@ class World:
         """What lies in the cluster after a last dump is what its keys say."""
         keys = self.objects.keys
         assert keys is not None
+        if self.raised and not keys["f"].startswith(b"2 "):
+            raise ViolationError(f"the format went back to {keys['f']!r}")
         version, name, pieces = keys["b"].decode().split()
         if version != keys["v"].decode():
             raise ViolationError(f"a dump of all is of version {version}")

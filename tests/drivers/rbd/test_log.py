@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from bockd.drivers.rbd.entries import encode_pieces
@@ -136,7 +138,7 @@ def test_who_died_while_it_removed_a_dump_is_followed(objects: MemoryObjects, sh
     [
         ("f", None, DamagedError, "has lost its key 'f'"),
         ("f", b"1 short", DamagedError, "begins with '1 short', which is no format"),
-        ("f", b"2 " + IDENTITY.encode(), PoolFormatError, "has format 2, and this bockd knows 1"),
+        ("f", b"3 " + IDENTITY.encode(), PoolFormatError, "has format 3, and this bockd knows 2"),
         ("f", b"0 " + IDENTITY.encode(), DamagedError, "which is no format"),
         ("f", b"\xff", DamagedError, "which is no format"),
         ("v", None, DamagedError, "has lost its key 'v'"),
@@ -188,5 +190,66 @@ def test_another_pools_log_in_its_place_is_refused_and_not_changed(
         shared.read(0)
     assert not shared.append(0, b"entry")
     with pytest.raises(DamagedError, match="replaced by that of another pool"):
+        shared.begin_trash()
+    with pytest.raises(DamagedError, match="replaced by that of another pool"):
         shared.begin_dump("0000000000000000.a.1")
     assert keys(objects) == before
+
+
+def test_with_a_trash_it_has_another_format_for_good(objects: MemoryObjects, shared: Log) -> None:
+    other = Log(objects)
+    before = other.read(0)
+    shared.begin_trash()
+    assert keys(objects)["f"] == f"2 {IDENTITY}".encode()
+    shared.begin_trash()
+    assert (shared.format, other.format) == (2, 1)
+    # Who does not know it yet is refused, until it has looked.
+    assert not other.append(0, b"entry")
+    assert other.read(0) == before
+    assert other.format == 2
+    assert other.append(0, b"entry")
+    assert Log(objects).read(0).version == 1
+
+
+def test_an_older_bockd_neither_reads_nor_changes_a_log_with_a_trash(
+    objects: MemoryObjects, shared: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it compares, and what it says, is as it was before there was a trash."""
+    older = Log(objects)
+    older.read(0)
+    shared.begin_trash()
+    before = dict(keys(objects))
+    monkeypatch.setattr("bockd.drivers.rbd.log.NEWEST_FORMAT", 1)
+    monkeypatch.setattr("bockd.drivers.rbd.log._HEAD", re.compile(r"(1) ([0-9a-f]{32})"))
+    assert not older.append(0, b"entry")
+    for one in (older, Log(objects)):
+        with pytest.raises(PoolFormatError, match="has format 2, and this bockd knows 1: a newer"):
+            one.read(0)
+    with pytest.raises(PoolFormatError):
+        older.begin_dump("0000000000000000.a.1")
+    assert keys(objects) == before
+
+
+def test_a_look_that_is_older_than_the_format_does_no_harm(
+    objects: MemoryObjects, shared: Log
+) -> None:
+    """Another thread has read it before the format was raised, and comes to its turn later."""
+    early = objects.look(("f", "v", "b"), "l/", "l/", 1)
+    shared.begin_trash()
+    objects.look = lambda *_: early  # type: ignore[method-assign]
+    assert shared.read(0).version == 0
+    assert shared.format == 2
+
+
+def test_dumps_begun_before_the_format_was_raised_are_made_again(
+    objects: MemoryObjects, shared: Log
+) -> None:
+    other = Log(objects)
+    other.read(0)
+    shared.append(0, b"entry")
+    shared.begin_trash()
+    late = Base(1, "0000000000000001.b.1", 1)
+    other.begin_dump(late.name)  # has looked, and seen the format
+    assert other.format == 2
+    other.write_pieces(encode_pieces(late.name, []))
+    assert other.swing(NO_BASE, late, 1)
