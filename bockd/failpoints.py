@@ -197,6 +197,8 @@ class Failpoint(StrEnum):
     DELETE_SNAPSHOT_COMMITTED = "delete-snapshot.committed"
     TRASH_CLOSED = "trash.closed"
     """A volume or snapshot is closed, and not in the trash yet."""
+    TRASH_FORMAT = "trash.format"
+    """Of a pool in Ceph: its index has the format of one with a trash, and it is not there yet."""
     TRASH_CHANGED = "trash.changed"
     """It is in the trash, in a transaction that is not committed."""
     TRASH_COMMITTED = "trash.committed"

@@ -11,7 +11,9 @@ from bockd.drivers.rbd.fronts import Front
 from bockd.drivers.rbd.records import RbdVolumeRecord, dirty_elsewhere
 from bockd.drivers.rbd.taking import Taken
 from bockd.errors import volume_failed
+from bockd.model import NodeKind
 from bockd.pool.records import VolumeRecord
+from bockd.pool.trash import refuse_trashed
 
 
 @dataclass(eq=False)
@@ -43,8 +45,10 @@ class OpenSnapshot:
     users: int = 0
 
 
-def refuse_failed(record: VolumeRecord) -> None:
-    """Raise VolumeFailedError for a volume that an operator has to reopen."""
+def refuse_unusable(record: VolumeRecord) -> None:
+    """Raise NotFoundError for a volume that is in the trash, VolumeFailedError for one that an
+    operator has to reopen."""
+    refuse_trashed(NodeKind.VOLUME, record)
     if record.failed is not None:
         raise volume_failed(record.id, record.name, record.failed)
 

@@ -28,7 +28,7 @@ from bockd.drivers.rbd.fronts import Front, Fronts
 from bockd.drivers.rbd.images import open_image
 from bockd.drivers.rbd.lost import damaged_if_missing
 from bockd.drivers.rbd.messages import Manner
-from bockd.drivers.rbd.opened import OpenSnapshot, OpenVolume, refuse_failed
+from bockd.drivers.rbd.opened import OpenSnapshot, OpenVolume, refuse_unusable
 from bockd.drivers.rbd.patience import WaitingFor, wait_for_turn
 from bockd.drivers.rbd.records import (
     RbdSnapshotRecord,
@@ -49,6 +49,7 @@ from bockd.errors import (
 )
 from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.pool.device import BlockDevice
+from bockd.pool.trash import refuse_trashed
 from bockd.runtime.steps import Spawn, Steps, blocking_apart, run_inline, try_spawn
 from bockd.runtime.waiting import Mutex
 
@@ -208,7 +209,7 @@ class OpenNodes:
         """Take a volume that is not open, with no users yet. What hangs while the cluster does not
         answer is done `waiting_for` it. Raises BockdError. The caller excludes others."""
         record = self.record(volume)
-        refuse_failed(record)
+        refuse_unusable(record)
         if self.is_dirty_here(volume):
             try:
                 # Before it is taken: another run of this name may have it, with the log.
@@ -414,6 +415,7 @@ class OpenNodes:
     ) -> tuple[RbdDevice, RbdSnapshotRecord, ExitStack]:
         with self.session.index.reading() as txn:
             record = snapshot_record(txn, snapshot)
+        refuse_trashed(NodeKind.SNAPSHOT, record)
         with damaged_if_missing(self.session.index, record), ExitStack() as stack:
             _, ioctx = stack.enter_context(self.session.snapshots.use())
             image = open_image(ioctx, record.image, record.snap)

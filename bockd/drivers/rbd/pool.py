@@ -23,6 +23,7 @@ from bockd.drivers.rbd.records import Identity, volume_record
 from bockd.drivers.rbd.releasing import OnAsked, Post, Releases
 from bockd.drivers.rbd.session import CHANGING, MEASURING, Session
 from bockd.drivers.rbd.snapshots import SnapshotOperations
+from bockd.drivers.rbd.trashing import TrashOperations
 from bockd.drivers.rbd.volumes import VolumeOperations
 from bockd.errors import NotFoundError, VolumeFailedError, volume_failed
 from bockd.model import NodeKind, SnapshotId, VolumeId
@@ -40,7 +41,6 @@ from bockd.pool.pool import (
 )
 from bockd.pool.records import SnapshotRecord, VolumeRecord
 from bockd.pool.reports import Attributes, Changes, CheckReport, Shares, Space, SpacePage
-from bockd.pool.unsupported import no_trash
 from bockd.publictexts import discretion
 from bockd.runtime.steps import Spawn, Steps, blocking_apart, call_apart
 
@@ -50,6 +50,7 @@ FEATURES = Features(
     hole_bytes=OBJECT_BYTES,
     shares_blocks=False,
     caches=True,
+    trash=True,
     several_gateways=True,
 )
 
@@ -66,6 +67,7 @@ class RbdPool:
         self._releases = releases
         self._volumes = VolumeOperations(self.open_nodes)
         self._snapshots = SnapshotOperations(self.open_nodes)
+        self._trash = TrashOperations(self.open_nodes)
         self.caches = CacheOperations(self.open_nodes)
         self.has_log: HasLog = no_logs
         """Looks whether this gateway has a log, for `check`."""
@@ -288,17 +290,17 @@ class RbdPool:
         """See `Pool.delete_snapshot`."""
         return self._snapshots.delete(snapshot, in_transaction)
 
-    async def trash(
+    def trash(
         self, kind: NodeKind, node: int, in_transaction: WithNode = nothing_more
-    ) -> None:
-        """See `Pool.trash`. Raises NotSupportedError."""
-        raise no_trash(self.features.driver)
+    ) -> Steps[None]:
+        """See `Pool.trash`."""
+        return self._trash.trash(kind, node, in_transaction)
 
-    async def restore(
+    def restore(
         self, kind: NodeKind, node: int, naming: Naming, in_transaction: WithNode = nothing_more
-    ) -> None:
-        """See `Pool.restore`. Raises NotSupportedError."""
-        raise no_trash(self.features.driver)
+    ) -> Steps[None]:
+        """See `Pool.restore`."""
+        return self._trash.restore(kind, node, naming, in_transaction)
 
     def changes(
         self, older: SnapshotId, newer: SnapshotId, offset: int = 0, limit: int = 1000
@@ -329,8 +331,8 @@ class RbdPool:
         return space.room(self.session)
 
     def owes_space(self) -> bool:
-        """See `Pool.owes_space`. There is no trash that would be asked for it."""
-        return False
+        """See `Pool.owes_space`: of what this gateway has deleted."""
+        return self.session.removals.owes_space()
 
     def used_bytes(self) -> int:
         """See `Pool.used_bytes`."""

@@ -29,12 +29,13 @@ from bockd.errors import (
 )
 from bockd.index.keys import FIRST_KEY, LAST_KEY, id_key, key_id
 from bockd.index.tables import Table
-from bockd.model import CacheMode, SnapshotId, VolumeId
+from bockd.model import CacheMode, NodeKind, SnapshotId, VolumeId
 from bockd.pool.caches import LogReach
 from bockd.pool.index import Index, Transaction
 from bockd.pool.nodes import SNAPSHOTS, VOLUMES, decode_record
 from bockd.pool.pool import WithVolume, nothing_more
 from bockd.pool.records import SnapshotRecord, VolumeRecord
+from bockd.pool.trash import refuse_trashed
 
 RBD = Table(b"rbd")
 """Entries: the next id of a volume or snapshot; and for each directory of write-back logs, by its
@@ -255,10 +256,12 @@ class Tenures:
     def begin(self, seen: RbdVolumeRecord, who: Identity, address: str) -> int | None:
         """Write down that a gateway has a volume by a connection, if the record still is of the
         epoch and image that were seen. Return the new epoch; None: another gateway was faster.
-        Raises DirtyElsewhereError: whoever had it has made it dirty since; BockdError."""
+        Raises NotFoundError: it is in the trash, or gone; DirtyElsewhereError: whoever had it has
+        made it dirty since; BockdError."""
 
         def change(txn: Transaction) -> int | None:
             now = volume_record(txn, seen.id)
+            refuse_trashed(NodeKind.VOLUME, now)
             if (now.epoch, now.image) != (seen.epoch, seen.image):
                 return None
             if now.dirty_elsewhere(who.gateway):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,6 +38,10 @@ THREADS = 4
 END_SECONDS = 2.0
 """How long the end waits for what is put in already. Removing a small image takes milliseconds."""
 
+COUNTED_SECONDS = 30.0
+"""How long Ceph may take to count what has returned: its OSDs report every five seconds (the
+option mgr_stats_period), and let go of snaps' objects in the background."""
+
 KEPT_OFF_SECONDS = 1.0
 """How long a taking waits for a removal that is at work: that takes milliseconds. After that it
 shuts the removals out, as another gateway would."""
@@ -55,7 +60,9 @@ class _Waiting(NamedTuple):
 class Removals:
     """The removals of one gateway. Any thread may call this."""
 
-    def __init__(self, settings: RbdSettings) -> None:
+    def __init__(
+        self, settings: RbdSettings, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self._connection = CommonConnection(settings, index_options(settings))
         self._waiting: dict[str, deque[_Waiting]] = {}
         """By image. Whose turn it was comes last."""
@@ -66,6 +73,9 @@ class Removals:
         """Images that removals are kept off, and how often."""
         self._ended = False
         self._changed = threading.Condition()
+        self._monotonic = monotonic
+        self._noted_at: float | None = None
+        """When it was last known that something is to be removed, or was."""
 
     def put(self, image: str, doing: str, removal: Removal) -> None:
         """Remove an image, or something of it, as soon as a thread is free. `doing` says what, for
@@ -75,7 +85,21 @@ class Removals:
                 log.info("%s is left to the next sweep: this gateway ends", doing)
                 return
             self._waiting.setdefault(image, deque()).append(_Waiting(doing, removal))
+            self._noted_at = self._monotonic()
         self._begin()
+
+    def expect(self) -> None:
+        """Take notice that something is about to be put in."""
+        with self._changed:
+            self._noted_at = self._monotonic()
+
+    def owes_space(self) -> bool:
+        """Return whether something is to be removed, or may not be counted as free yet since it was
+        removed a moment ago."""
+        with self._changed:
+            if self._noted_at is None:
+                return False
+            return not self._is_done() or self._monotonic() < self._noted_at + COUNTED_SECONDS
 
     @contextmanager
     def kept_off(self, image: str) -> Iterator[None]:
@@ -139,6 +163,7 @@ class Removals:
                 log.exception("%s failed", doing)
             with self._changed:
                 self._at_work.remove(image)
+                self._noted_at = self._monotonic()
                 self._changed.notify_all()
 
     def _remove(self, removal: Removal) -> None:

@@ -12,7 +12,7 @@ from bockd.drivers.rbd.images import new_name, remove_image, remove_snap, take_s
 from bockd.drivers.rbd.lost import damaged_if_missing
 from bockd.drivers.rbd.making import making
 from bockd.drivers.rbd.messages import Manner
-from bockd.drivers.rbd.opened import refuse_dirty, refuse_failed
+from bockd.drivers.rbd.opened import refuse_dirty, refuse_unusable
 from bockd.drivers.rbd.opennodes import OpenNodes
 from bockd.drivers.rbd.records import (
     RbdSnapshotRecord,
@@ -27,7 +27,7 @@ from bockd.drivers.rbd.records import (
 )
 from bockd.drivers.rbd.removals import try_to
 from bockd.drivers.rbd.session import CHANGING
-from bockd.drivers.rbd.vacating import look_at_snapshot, look_at_volume, reach_content, vacate
+from bockd.drivers.rbd.vacating import look_at_volume, reach_content, vacate, vacate_snapshot
 from bockd.errors import InUseError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, SnapshotId, VolumeId
@@ -75,12 +75,12 @@ class SnapshotOperations:
         def change(txn: Transaction) -> RbdSnapshotRecord:
             permit.check(txn)
             now = volume_record(txn, volume)
-            refuse_failed(now)
+            refuse_unusable(now)
             if now.image != seen.image:
                 raise InUseError(f"another gateway has just reverted volume {volume}; try again")
             return self._add(txn, seen, snap, naming, in_transaction)
 
-        refuse_failed(look_at_volume(self._session, volume))
+        refuse_unusable(look_at_volume(self._session, volume))
         seen = reach_content(self._session, volume)
         with making(
             self._session.index, f"snap {snap}", lambda: self._remove_snap(seen.image, snap)
@@ -145,12 +145,12 @@ class SnapshotOperations:
         def change(txn: Transaction) -> RbdSnapshotRecord:
             permit.check(txn)
             record = unchanged(txn, seen)
-            refuse_failed(record)
+            refuse_unusable(record)
             refuse_dirty(record)
             Nodes(txn).forget(NodeKind.VOLUME, volume, record.name)
             return self._add(txn, record, snap, naming, in_transaction)
 
-        refuse_failed(look_at_volume(self._session, volume))
+        refuse_unusable(look_at_volume(self._session, volume))
         seen = vacate(self._session, volume)
         with making(
             self._session.index, f"snap {snap}", lambda: self._remove_snap(seen.image, snap)
@@ -171,13 +171,7 @@ class SnapshotOperations:
             return record
 
         def forget() -> RbdSnapshotRecord:
-            seen = look_at_snapshot(self._session, snapshot)
-            keeper = self._session.bus.ask(seen.snap, Manner.POLITE)
-            if keeper is not None:
-                raise InUseError(
-                    f"snapshot {snapshot} ({seen.name}) is read by clients of gateway {keeper}; "
-                    "disconnect them first"
-                )
+            vacate_snapshot(self._session, snapshot)
             return self._session.index.update(change)
 
         async def steps() -> None:
@@ -185,6 +179,7 @@ class SnapshotOperations:
             await self._nodes.close_snapshot(snapshot)
             record = await blocking_apart(CHANGING, forget)
             hit(Failpoint.IMAGE_FORGOTTEN)
+            self._session.removals.expect()
             self._nodes.fronts.forget_snapshot(record)
             try_spawn(self._nodes.spawn, self._discard(record))
 

@@ -17,6 +17,7 @@ from bockd.drivers.rbd.session import Session
 from bockd.drivers.rbd.taking import ImageGoneError
 from bockd.errors import DirtyElsewhereError, InUseError
 from bockd.model import CacheMode, SnapshotId, VolumeId
+from bockd.pool.records import name_of
 from bockd.runtime.steps import run_inline
 
 
@@ -53,8 +54,21 @@ def vacate(session: Session, volume: VolumeId) -> RbdVolumeRecord:
         run_inline(session.taker.give_back(taken))
     now = look_at_volume(session, volume)
     if now.holder is not None and now.image != lost:
-        raise InUseError(f"gateway {now.holder} has just opened volume {volume} ({now.name})")
+        raise InUseError(f"gateway {now.holder} has just opened volume {volume} ({name_of(now)})")
     return now
+
+
+def vacate_snapshot(session: Session, snapshot: SnapshotId) -> RbdSnapshotRecord:
+    """Return the record of a snapshot that no gateway reads. It is not open here; others are asked
+    to close it. Blocks. Raises InUseError: it is read there; BockdError."""
+    seen = look_at_snapshot(session, snapshot)
+    keeper = session.bus.ask(seen.snap, Manner.POLITE)
+    if keeper is not None:
+        raise InUseError(
+            f"snapshot {snapshot} ({name_of(seen)}) is read by clients of gateway {keeper}; "
+            "disconnect them first"
+        )
+    return seen
 
 
 def reach(session: Session, volume: VolumeId) -> RbdVolumeRecord:

@@ -22,7 +22,7 @@ from bockd.drivers.rbd.images import (
 )
 from bockd.drivers.rbd.lost import damaged_if_missing
 from bockd.drivers.rbd.making import making
-from bockd.drivers.rbd.opened import refuse_dirty, refuse_failed
+from bockd.drivers.rbd.opened import refuse_dirty, refuse_unusable
 from bockd.drivers.rbd.opennodes import OpenNodes
 from bockd.drivers.rbd.records import (
     RbdSnapshotRecord,
@@ -157,7 +157,7 @@ class VolumeOperations:
         self, volume: VolumeId, size_bytes: int, in_transaction: WithVolume
     ) -> RbdVolumeRecord:
         def judged(record: RbdVolumeRecord) -> RbdVolumeRecord:
-            refuse_failed(record)
+            refuse_unusable(record)
             if size_bytes <= record.size_bytes:
                 raise InvalidRequestError(
                     f"volume {volume} has {record.size_bytes} bytes already; it can only grow"
@@ -289,7 +289,7 @@ class VolumeOperations:
         image = new_name()
 
         def judged(current: RbdVolumeRecord) -> RbdVolumeRecord:
-            refuse_failed(current)
+            refuse_unusable(current)
             content = content_of(source, current.size_bytes)
             return replace(shown(current, source), content_bytes=content)
 

@@ -133,6 +133,9 @@ OF_THE_TRASH = frozenset(
 )
 """Of daemons that keep what is deleted; test_trash.py comes to them."""
 
+OF_THE_TRASH_IN_CEPH = frozenset({Failpoint.TRASH_FORMAT})
+"""Of pools in Ceph; tests/drivers/rbd/test_trash_dying.py comes to it, and to all of the above."""
+
 NOT_HERE = (
     OF_PACKED_HEADS
     | OF_THE_SHARED_INDEX
@@ -142,6 +145,7 @@ NOT_HERE = (
     | OF_THE_CACHE
     | OF_WRITE_BACK
     | OF_THE_TRASH
+    | OF_THE_TRASH_IN_CEPH
 )
 
 EXPECTED_LOG = re.compile(
