@@ -19,7 +19,7 @@ from bockd.blockstorage import rules
 from bockd.blockstorage.contract import Page, Status, TenantId
 from bockd.blockstorage.records import Ledger
 from bockd.blockstorage.running import StorageContext
-from bockd.blockstorage.trashbounds import beyond_quota, is_bounded
+from bockd.blockstorage.trashbounds import beyond_quota, is_bounded, latest
 from bockd.blockstorage.trashcontract import TrashedNode
 from bockd.blockstorage.trashrecords import TRASH, TrashLedger, TrashRecord
 from bockd.blockstorage.volumes import naming
@@ -117,7 +117,7 @@ class Trash:
         deleted `at` this moment. Raises nothing: what was asked for is done."""
 
         def find() -> list[TrashRecord]:
-            now = max(at, self._pool.clock())
+            now = latest(self._pool, at)
             with self._pool.index.reading() as txn:
                 quota = self._context.quota_of(Ledger(txn).tenant(tenant))
                 if not is_bounded(kind, quota):

@@ -13,6 +13,10 @@ from collections.abc import Callable, Collection, Iterable
 from bockd.blockstorage.contract import UNLIMITED, Quota, TenantId
 from bockd.blockstorage.trashrecords import TrashRecord
 from bockd.model import NodeKind
+from bockd.pool.pool import Pool
+
+CLOCKS_DIFFER_SECONDS = 300.0
+"""How far the clocks of gateways may differ, as for tokens."""
 
 Order = tuple[bool, float, int]
 
@@ -27,6 +31,13 @@ def order_at(now: float) -> Callable[[TrashRecord], Order]:
         return record.deleted_at <= now, record.deleted_at, record.node.id
 
     return order
+
+
+def latest(pool: Pool, at: float = 0.0) -> float:
+    """Return the time after which nothing was deleted before the clock was set back: now, of which
+    another gateway may have another opinion, or `at` which something was deleted this moment."""
+    now = max(at, pool.clock())
+    return now + CLOCKS_DIFFER_SECONDS if pool.features.several_gateways else now
 
 
 def is_bounded(kind: NodeKind, quota: Quota) -> bool:

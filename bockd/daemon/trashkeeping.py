@@ -5,6 +5,11 @@ starts, and is set then, by years too. What is gone for good does not come back 
 again. So the time must have passed by a clock that nobody sets, too, since the daemon has first
 seen the record (`Promises`).
 
+Where several gateways serve a pool, each of them deletes what is due, by what it knows of the
+index: each deletion judges the record again, and who comes second finds that it is gone, or was
+restored. Room is made by one of them, the first by name of those that are there, so that no more
+goes than has to.
+
 If the pool is nearly full, the oldest of the tenant that has most there goes early, one at each
 look, and the next one not before reclaim has returned the space of all that was deleted: while it
 cannot, because a backup is made, to delete more would help nobody. Without that, what users have
@@ -22,11 +27,11 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from bockd.blockstorage.running import StorageContext
 from bockd.blockstorage.trash import Trash
-from bockd.blockstorage.trashbounds import by_need
+from bockd.blockstorage.trashbounds import by_need, latest
 from bockd.blockstorage.trashrecords import NOTHING_IN_TRASH, TrashCount, TrashRecord, counted
 from bockd.daemon.capacity import filled_percent
 from bockd.daemon.retrying import MAY_PASS
-from bockd.errors import BockdError, NotFoundError
+from bockd.errors import BockdError, NotFoundError, UnavailableError
 from bockd.runtime.steprunner import StepRunner
 
 log = logging.getLogger(__name__)
@@ -50,6 +55,8 @@ class Promises:
         self._monotonic = monotonic
         self._until: dict[tuple[int, float], float] = {}
         """By id and time of deletion: one that was restored may be deleted again."""
+        self._asked = False
+        """`due` was asked before."""
 
     def due(self, records: Iterable[TrashRecord], now: float) -> list[TrashRecord]:
         """Return the records that are due `now`, by the machine's clock. `records` are all that
@@ -60,13 +67,19 @@ class Promises:
             key = record.node.id, record.deleted_at
             first = self._until.get(key)
             if first is None:
-                # A clock that is years behind must not make it years.
-                left = min(record.expires_at - now, record.expires_at - record.deleted_at)
-                first = at + max(left, GRACE_SECONDS)
+                promised = record.expires_at - record.deleted_at
+                if self._asked:
+                    # It was deleted since then, here or at a gateway whose clock differs.
+                    first = at + promised
+                else:
+                    # A clock that is years behind must not make it years.
+                    left = min(record.expires_at - now, promised)
+                    first = at + max(left, GRACE_SECONDS)
             until[key] = first
             if record.expires_at <= now and first <= at:
                 due.append(record)
         self._until = until
+        self._asked = True
         return due
 
 
@@ -91,7 +104,7 @@ class TrashKeeper:
 
     async def run(self) -> None:
         """Look at intervals, until cancelled."""
-        while self._context.pool.features.trash:
+        while True:
             try:
                 await self.look()
                 self._told = None
@@ -139,7 +152,7 @@ class TrashKeeper:
         """Delete the first that can be deleted, in the order of `by_need`; see `_expire`."""
         early = "the pool is nearly full (trash.full_percent)"
         trouble: BockdError | None = None
-        now = self._context.pool.clock()
+        now = latest(self._context.pool)
         for record in await trio.to_thread.run_sync(by_need, kept.values(), now):
             failed = await self._try(kept, record, early, logging.WARNING)
             if failed is None:
@@ -165,10 +178,21 @@ class TrashKeeper:
 
     async def _is_full(self, records: Collection[TrashRecord]) -> bool:
         full_percent = self._context.trash.full_percent
-        if not records or full_percent > 99:
+        if not records or full_percent > 99 or not self._makes_room():
             return False
-        room = await trio.to_thread.run_sync(self._context.pool.room)
+        try:
+            room = await trio.to_thread.run_sync(self._context.pool.room)
+        except UnavailableError as error:
+            # bockd.daemon.capacity warns of it.
+            log.debug("whether the pool is nearly full is not known: %s", error)
+            return False
         return filled_percent(room) >= full_percent
+
+    def _makes_room(self) -> bool:
+        """Return whether this is the daemon that deletes early."""
+        pool = self._context.pool
+        gateways = [one.name for one in pool.gateways()]
+        return not gateways or min(gateways) == pool.gateway
 
     async def _delete(self, record: TrashRecord, reason: str, level: int) -> None:
         kind, number, name = record.kind, record.node.id, record.node.display_name

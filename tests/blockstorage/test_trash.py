@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -222,6 +223,22 @@ def test_a_clock_that_was_set_back_lets_the_oldest_go_first(store: Store) -> Non
     for volume in since:
         delete(store, tenant, volume)
     assert listed(store, tenant) == [volume.id for volume in since]
+
+
+def test_clocks_of_gateways_that_differ_a_little_make_nothing_old(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was deleted a moment ago at one whose clock is ahead is the newest, not the oldest."""
+    tenant = store.tenant("small", Quota(volumes=2, gigabytes=100, snapshots=1))
+    features = replace(store.pool.features, several_gateways=True)
+    monkeypatch.setattr(type(store.pool), "features", features)
+    deleted = []
+    for at in (100.0, 100.05, 100.02):
+        volume = store.volume(tenant)
+        store.pool.registry.clock = lambda at=at: at  # type: ignore[misc]
+        delete(store, tenant, volume)
+        deleted.append(volume.id)
+    assert listed(store, tenant) == deleted[1:]
 
 
 def test_of_two_that_are_deleted_at_once_the_last_one_stays(store: Store) -> None:

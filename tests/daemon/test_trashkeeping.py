@@ -21,9 +21,10 @@ from bockd.daemon.trashkeeping import TrashKeeper
 from bockd.drivers.local.format.catalogue import MAPS, Catalogue
 from bockd.drivers.local.format.queue import dead_maps
 from bockd.drivers.local.maintenance.reclaim import Reclaimer
-from bockd.errors import DamagedError, DeviceError, InUseError
+from bockd.errors import ClusterUnavailableError, DamagedError, DeviceError, InUseError
 from bockd.index.keys import id_key
 from bockd.model import NodeKind, VolumeId
+from bockd.pool.gateways import Gateway
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import run_inline
 from tests.blockstorage.store import Store, running
@@ -176,6 +177,51 @@ def test_a_clock_that_was_behind_makes_nothing_stay_for_years(
     assert left(store) == []
 
 
+def test_what_is_deleted_while_the_daemon_runs_is_kept_for_all_of_its_time(
+    store: Store, tenant: TenantId
+) -> None:
+    """At a gateway whose clock is behind that of this one, for example."""
+    clocks = Clocks(store)
+    clocks.set_by(YEARS)
+    volume = store.volume(tenant)
+    clocks.set_by(-YEARS)
+    store.run(lambda s: s.delete_volume(tenant, volume.id))
+    clocks.set_by(YEARS)
+    clocks.wait(9.9)
+    assert left(store) == [volume.id]
+    clocks.wait(0.2)
+    assert left(store) == []
+
+
+def test_of_several_gateways_the_first_by_name_makes_room(store: Store, tenant: TenantId) -> None:
+    """And if nobody knows how full the pool is, nobody does. What is due goes at all of them."""
+    first, second, third = delete_at(store, tenant, 1, 2, 3)
+    there = [Gateway(name=name, run="0" * 16, since=0.0) for name in ("a", "b")]
+    store.pool.gateways = lambda: there  # type: ignore[method-assign]
+    keepers = {}
+    for name in ("a", "b"):
+        store.pool.gateway = name
+        full, keepers[name] = look(store, 4, percent=99)
+        assert full == (name == "a")
+        reclaim(store)
+    assert left(store) == [second, third]
+    store.pool.gateway = "b"
+    look(store, 12.5, percent=99, keeper=keepers["b"])
+    assert left(store) == [third]
+    there.pop(0)  # it has ended, or does not answer
+
+    def unknown() -> os.statvfs_result:
+        raise ClusterUnavailableError("there is no manager")
+
+    store.pool.room = unknown  # type: ignore[method-assign]
+    assert not trio.run(keepers["b"].look)
+    assert left(store) == [third]
+    reclaim(store)
+    assert look(store, 12.5, percent=99, keeper=keepers["b"])[0]
+    assert left(store) == []
+    assert first not in left(store)
+
+
 def test_what_was_restored_and_deleted_again_is_kept_anew(store: Store, tenant: TenantId) -> None:
     clocks = Clocks(store)
     volume = store.volume(tenant)
@@ -183,9 +229,9 @@ def test_what_was_restored_and_deleted_again_is_kept_anew(store: Store, tenant: 
     clocks.wait(9)
     store.run(lambda s: s.trash.restore(tenant, volume.id))
     store.run(lambda s: s.delete_volume(tenant, volume.id))
-    clocks.wait(1)
+    clocks.wait(0)
     clocks.set_by(YEARS)
-    clocks.wait(8.9)
+    clocks.wait(9.9)
     assert left(store) == [volume.id]
     clocks.wait(0.2)
     assert left(store) == []
