@@ -51,7 +51,7 @@ test-debian13: ## run the tests in a root of Debian 13, made in .cache (as root;
 	@.setup/tree-in trixie make test ARGS="$(ARGS)"
 
 # Suites whose daemons may serve a cluster; what is left out there is listed in docs/ceph.md.
-CEPH_SUITES = $(addprefix tests/,attach cli openstack walk)
+CEPH_SUITES = $(addprefix tests/,attach cli daemon/test_trash.py openstack walk)
 
 test-ceph: setup-test ## test pools in Ceph: a cluster in trouble, and the suites over daemons (ARGS as above)
 ifeq ($(ARGS),)

@@ -18,16 +18,13 @@ from bockd.config.trash import TrashSettings
 from bockd.identity.contract import Identity
 from bockd.identity.keystone.fallback import FallbackIdentity
 from bockd.model import IoLimits, IoRate, Server
-from bockd.pool.features import Features
 from bockd.pool.pool import Pool
-from bockd.pool.unsupported import no_trash
 
 
 def storage_context(
     settings: Settings, pool: Pool, exports: ExportPublisher, devices: Devices
 ) -> StorageContext:
-    """Build the context in which the operations of block storage run. Raises NotSupportedError for
-    what this kind of pool cannot do."""
+    """Build the context in which the operations of block storage run."""
     quota, limits = settings.quota, settings.limits
     return StorageContext(
         pool,
@@ -39,7 +36,7 @@ def storage_context(
         tenant_limits=_io_limits(limits.tenant_iops, limits.tenant_bps),
         devices=devices,
         strict_servers=settings.api.strict_servers,
-        trash=trash_rules(settings.trash, pool.features),
+        trash=trash_rules(settings.trash),
         tenant_quotas={tenant: _tenant_quota(quota, own) for tenant, own in quota.tenants.items()},
     )
 
@@ -49,11 +46,8 @@ def servers(settings: Settings) -> list[Server]:
     return [own.record(name) for name, own in settings.servers.items()]
 
 
-def trash_rules(settings: TrashSettings, features: Features) -> TrashRules:
-    """Return what happens to what is deleted. Raises NotSupportedError: it is to be kept, and this
-    kind of pool cannot do that."""
-    if settings.keep_hours and not features.trash:
-        raise no_trash(features.driver)
+def trash_rules(settings: TrashSettings) -> TrashRules:
+    """Return what happens to what is deleted."""
     return TrashRules(settings.keep_seconds, settings.counts_in_quota, settings.full_percent)
 
 

@@ -21,8 +21,6 @@ class Features:
     """A pool is files in the data directory: it has the room of the file system there."""
     caches: bool = False
     """Whether volumes may have a cache of their own on the local disk: `Pool.caches`."""
-    trash: bool = False
-    """Whether what is deleted may be kept for some time: `Pool.trash` and `Pool.restore`."""
     several_gateways: bool = False
     """Several daemons may serve a pool at once, so what its index shows here may be old until it is
     refreshed."""

@@ -267,8 +267,7 @@ class Pool(Protocol):
         self, kind: NodeKind, node: int, in_transaction: WithNode = nothing_more
     ) -> Steps[None]:
         """Move a volume or snapshot to the trash: it keeps its data, and nobody finds or opens it
-        any more. Raises InUseError while it is used, NotFoundError, NotSupportedError where
-        `Features.trash` says that there is none."""
+        any more. Raises InUseError while it is used, NotFoundError."""
         ...
 
     def restore(

@@ -26,14 +26,6 @@ def no_backup(driver: str) -> NotSupportedError:
     return NotSupportedError(f"a pool of the kind {driver} cannot be copied")
 
 
-def no_trash(driver: str) -> NotSupportedError:
-    """Return the error for a trash in a pool of a kind that has none."""
-    return NotSupportedError(
-        f"a pool of the kind {driver} has no trash: what is deleted there is gone at once; leave "
-        "trash.keep_hours at 0"
-    )
-
-
 def no_repair(driver: str) -> NotSupportedError:
     """Return the error for repairing a pool of a kind of which nothing can be repaired here."""
     return NotSupportedError(

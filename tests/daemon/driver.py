@@ -31,11 +31,10 @@ NEEDS: Mapping[str, Callable[[Features], bool]] = {
     "no caches": lambda features: not features.caches,
     "cluster": lambda features: not features.in_directory,
     "files": lambda features: features.in_directory,
-    "a trash": lambda features: features.trash,
 }
 """What tests may need, as the features of a kind of pool tell it: which blocks several nodes show;
 that there is no other gateway; that volumes have no caches; a pool that is in no directory, or one
-that is files in the data directory; that what is deleted can be kept."""
+that is files in the data directory."""
 
 _clusters: list[Cluster] = []
 _settings: dict[Path, RbdSettings] = {}

@@ -132,6 +132,39 @@ def test_what_one_gateway_commits_the_other_shows_at_once(gateway: Start) -> Non
     second.stop()
 
 
+def test_what_a_gateway_deleted_before_it_died_is_restored_at_another_one(gateway: Start) -> None:
+    first, second = gateway("gw1"), gateway("gw2")
+    for daemon in (first, second):
+        config = daemon._config
+        config.write_text(config.read_text() + "\n[trash]\nkeep_hours = 1\n")
+        daemon.start()
+    account = (first.data_dir / "credentials.json").read_text()
+    (second.data_dir / "credentials.json").write_text(account)
+    first.bock("volume", "create", "web", "--size", "8MiB")
+    with first.connected("web") as client:
+        client.pwrite(b"data" * 1024, 4096)
+        client.flush()
+    first.wait_until_unused("web")
+    assert first.bock("volume", "delete", "web")["in_trash"]["name"] == "web"
+    first.kill()
+    assert [one["name"] for one in second.bock("trash", "list")] == ["web"]
+    assert [(node["name"], node["in_trash"]) for node in second.bock("du")[0]["nodes"]] == [
+        ("web", True)
+    ]
+    with pytest.raises(nbd.Error, match="no export named"):
+        second.connect("web")
+    second.bock("trash", "restore", "web")
+    with second.connected("web") as client:
+        assert client.pread(4096, 4096) == b"data" * 1024
+    second.bock("volume", "delete", "web")
+    first.start()
+    first.tool("bock", "trash", "empty", "--yes")
+    assert second.bock("trash", "list") == []
+    assert second.check()["clean"]
+    first.stop()
+    second.stop()
+
+
 def test_gateways_that_start_at_once_make_one_set_of_accounts(gateway: Start) -> None:
     daemons = [gateway(f"gw{number}") for number in range(3)]
     with ThreadPoolExecutor(len(daemons)) as threads:

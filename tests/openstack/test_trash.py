@@ -37,7 +37,6 @@ def restore(client: httpx.Client, node: object, wanted: object = None) -> httpx.
     return client.post(f"/bockd-trash/{node}/action", json={"bockd-restore": wanted})
 
 
-@pytest.mark.needs("a trash")
 def test_clients_that_do_not_know_it_see_no_difference(kept: Served) -> None:
     """A deletion answers as ever, what was deleted is not found, and there is room in the quota."""
     with kept.client() as client:
@@ -60,7 +59,6 @@ def test_clients_that_do_not_know_it_see_no_difference(kept: Served) -> None:
         assert create(client, size=3, display_name="web")["id"] > shot
 
 
-@pytest.mark.needs("a trash")
 def test_what_was_deleted_is_listed_and_restored(kept: Served) -> None:
     with kept.client() as client:
         volume = create(client, size=2, display_name="web", display_description="of mine")["id"]
@@ -96,7 +94,6 @@ def test_what_was_deleted_is_listed_and_restored(kept: Served) -> None:
         assert trash(client) == []
 
 
-@pytest.mark.needs("a trash")
 def test_beyond_the_quota_nothing_is_restored(kept: Served) -> None:
     with kept.client() as client:
         volume = create(client, size=2)["id"]
@@ -107,7 +104,6 @@ def test_beyond_the_quota_nothing_is_restored(kept: Served) -> None:
         assert [one["id"] for one in trash(client)] == [volume]
 
 
-@pytest.mark.needs("a trash")
 def test_it_is_deleted_for_good(kept: Served) -> None:
     with kept.client() as client:
         for _ in range(2):
@@ -120,7 +116,6 @@ def test_it_is_deleted_for_good(kept: Served) -> None:
         assert trash(client) == []
 
 
-@pytest.mark.needs("a trash")
 def test_what_is_not_complete_does_not_go_to_the_trash(kept: Served) -> None:
     with kept.client() as client:
         volume = create(client, size=1)["id"]
@@ -135,7 +130,6 @@ def test_what_is_not_complete_does_not_go_to_the_trash(kept: Served) -> None:
         assert [one["id"] for one in trash(client)] == [kept_one]
 
 
-@pytest.mark.needs("a trash")
 def test_what_is_another_tenants_is_not_found(kept: Served) -> None:
     with kept.client() as client, kept.client(kept.service.stranger) as stranger:
         volume = create(client, size=1)["id"]

@@ -54,7 +54,6 @@ FEATURES = Features(
     hole_bytes=BLOCK_SIZE,
     shares_blocks=True,
     in_directory=True,
-    trash=True,
 )
 
 

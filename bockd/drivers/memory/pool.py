@@ -48,9 +48,7 @@ from bockd.runtime.steps import Steps
 from bockd.runtime.waiting import Mutex
 from bockd.validation import check_name, check_volume_size
 
-FEATURES = Features(
-    driver="memory", durable=False, hole_bytes=BLOCK_SIZE, shares_blocks=False, trash=True
-)
+FEATURES = Features(driver="memory", durable=False, hole_bytes=BLOCK_SIZE, shares_blocks=False)
 
 R = TypeVar("R", VolumeRecord, SnapshotRecord)
 

@@ -50,7 +50,6 @@ FEATURES = Features(
     hole_bytes=OBJECT_BYTES,
     shares_blocks=False,
     caches=True,
-    trash=True,
     several_gateways=True,
 )
 
