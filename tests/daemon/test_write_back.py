@@ -540,6 +540,28 @@ def test_a_dirty_volume_is_deleted_at_its_gateway(first: Gateway) -> None:
     assert not first.log_directories()
 
 
+def test_what_was_deleted_while_it_was_dirty_comes_back_with_all_that_was_answered(
+    first: Gateway, second: Gateway
+) -> None:
+    for one in (first, second):
+        one.stop()
+        config = one.data_dir.parent / "bockd.toml"
+        config.write_text(config.read_text() + "[trash]\nkeep_hours = 1\n")
+        one.start()
+    answered = die_dirty(first)
+    second.expect_in_log("cannot be opened: gateway gw1 has answered writes")
+    assert "gateway gw1 has answered writes" in second.refusal("volume", "delete", "disk", "--yes")
+    assert second.bock("trash", "list") == []
+    first.expect_in_log("volume is closed|is not written back")
+    first.start()
+    first.bock("volume", "delete", "disk", "--yes")
+    first.stop()
+    assert not first.log_directories()
+    second.bock("trash", "restore", "disk")
+    assert read(second, 0, len(answered)) == [number + 1 for number in answered]
+    second.stop()
+
+
 # -- whose logs they are -------------------------------------------------------------------------
 
 
