@@ -18,8 +18,8 @@ from bockd.nbd.server.nbd_server import NbdServer
 from bockd.nbd.server.statistics import ExportStatistics
 from bockd.pool.nodes import Nodes
 from bockd.pool.pool import Pool
-from bockd.pool.records import SnapshotRecord, VolumeRecord
-from bockd.pool.trash import record_of, refuse_trashed
+from bockd.pool.records import SnapshotRecord, VolumeRecord, refuse_trashed
+from bockd.pool.trash import record_of
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import blocking
 from bockd.throttle.gates import Gate

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bockd.model import DeviceProfile, IoLimits, SnapshotId, VolumeId
+from bockd.errors import NotFoundError
+from bockd.model import DeviceProfile, IoLimits, NodeKind, SnapshotId, VolumeId
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +61,12 @@ class SnapshotRecord:
 def name_of(record: VolumeRecord | SnapshotRecord) -> str:
     """Return what users call it: for one in the trash, the name that it had."""
     return record.name if record.trashed is None else record.trashed.name
+
+
+def refuse_trashed(kind: NodeKind, record: VolumeRecord | SnapshotRecord) -> None:
+    """Raise NotFoundError for a volume or snapshot that is in the trash."""
+    if record.trashed is not None:
+        raise NotFoundError(
+            f"{kind} {record.id} ({record.trashed.name}) is in the trash: "
+            f"'bock trash restore {record.id}' brings it back"
+        )

@@ -17,7 +17,7 @@ from bockd.failpoints import Failpoint, hit
 from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.pool.nodes import Nodes
 from bockd.pool.pool import Naming, WithNode
-from bockd.pool.records import SnapshotRecord, Trashed, VolumeRecord
+from bockd.pool.records import SnapshotRecord, Trashed, VolumeRecord, refuse_trashed
 from bockd.validation import check_name
 
 PREFIX = "trash-"
@@ -48,15 +48,6 @@ def take_from_trash(
     nodes.rename(kind, node, check_name(naming(nodes, node)), None)
     in_transaction(nodes.txn, record_of(nodes, kind, node))
     hit(Failpoint.RESTORE_CHANGED)
-
-
-def refuse_trashed(kind: NodeKind, record: VolumeRecord | SnapshotRecord) -> None:
-    """Raise NotFoundError for a volume or snapshot that is in the trash."""
-    if record.trashed is not None:
-        raise NotFoundError(
-            f"{kind} {record.id} ({record.trashed.name}) is in the trash: "
-            f"'bock trash restore {record.id}' brings it back"
-        )
 
 
 def not_in_trash(kind: NodeKind, node: int) -> NotFoundError:

@@ -27,7 +27,7 @@ from bockd.drivers.local.volume.sweeping import Sweep
 from bockd.drivers.local.volume.volume import Volume
 from bockd.errors import BockdError, DamagedError, NoSpaceError, SyncFailedError, volume_failed
 from bockd.model import MapId, NodeKind, SnapshotId, VolumeId
-from bockd.pool.trash import refuse_trashed
+from bockd.pool.records import refuse_trashed
 from bockd.runtime.steps import Spawn, blocking
 from bockd.runtime.waiting import WriteGate
 

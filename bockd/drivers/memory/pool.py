@@ -40,9 +40,9 @@ from bockd.pool.pool import (
     WithVolume,
     nothing_more,
 )
-from bockd.pool.records import SnapshotRecord, VolumeRecord
+from bockd.pool.records import SnapshotRecord, VolumeRecord, refuse_trashed
 from bockd.pool.reports import Attributes, Changes, CheckReport, NodeSpace, Shares, Space, SpacePage
-from bockd.pool.trash import move_to_trash, record_of, refuse_trashed, take_from_trash
+from bockd.pool.trash import move_to_trash, record_of, take_from_trash
 from bockd.pool.unsupported import no_cache
 from bockd.runtime.steps import Steps
 from bockd.runtime.waiting import Mutex

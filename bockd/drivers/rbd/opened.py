@@ -12,8 +12,7 @@ from bockd.drivers.rbd.records import RbdVolumeRecord, dirty_elsewhere
 from bockd.drivers.rbd.taking import Taken
 from bockd.errors import volume_failed
 from bockd.model import NodeKind
-from bockd.pool.records import VolumeRecord
-from bockd.pool.trash import refuse_trashed
+from bockd.pool.records import VolumeRecord, refuse_trashed
 
 
 @dataclass(eq=False)

@@ -49,7 +49,7 @@ from bockd.errors import (
 )
 from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.pool.device import BlockDevice
-from bockd.pool.trash import refuse_trashed
+from bockd.pool.records import refuse_trashed
 from bockd.runtime.steps import Spawn, Steps, blocking_apart, run_inline, try_spawn
 from bockd.runtime.waiting import Mutex
 

@@ -34,8 +34,7 @@ from bockd.pool.caches import LogReach
 from bockd.pool.index import Index, Transaction
 from bockd.pool.nodes import SNAPSHOTS, VOLUMES, decode_record
 from bockd.pool.pool import WithVolume, nothing_more
-from bockd.pool.records import SnapshotRecord, VolumeRecord
-from bockd.pool.trash import refuse_trashed
+from bockd.pool.records import SnapshotRecord, VolumeRecord, refuse_trashed
 
 RBD = Table(b"rbd")
 """Entries: the next id of a volume or snapshot; and for each directory of write-back logs, by its

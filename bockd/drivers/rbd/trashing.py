@@ -27,7 +27,8 @@ from bockd.model import NodeKind, SnapshotId, VolumeId
 from bockd.pool.index import Transaction
 from bockd.pool.nodes import Nodes
 from bockd.pool.pool import Naming, WithNode
-from bockd.pool.trash import move_to_trash, refuse_trashed, take_from_trash
+from bockd.pool.records import refuse_trashed
+from bockd.pool.trash import move_to_trash, take_from_trash
 from bockd.runtime.steps import Steps, blocking_apart, try_spawn
 
 
