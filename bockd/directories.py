@@ -8,7 +8,8 @@ from pathlib import Path
 
 from bockd.errors import InUseError, InvalidRequestError, from_os_error
 
-_FILE_SYSTEMS_OWN = "lost+found"
+FILE_SYSTEMS_OWN = "lost+found"
+"""What a new file system has, so a directory with nothing else is empty."""
 
 
 def make_private(path: Path) -> None:
@@ -74,7 +75,7 @@ def claim_directory(path: Path, lock_name: str, what: str) -> int:
 
 
 def _refuse_others(path: Path, lock_name: str, what: str) -> None:
-    found = set(os.listdir(path)) - {_FILE_SYSTEMS_OWN}
+    found = set(os.listdir(path)) - {FILE_SYSTEMS_OWN}
     if found and lock_name not in found:
         raise InvalidRequestError(
             f"{path} cannot have {what}: it is not empty, and has no {lock_name}; name a directory "

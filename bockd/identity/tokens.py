@@ -16,7 +16,6 @@ import binascii
 import hashlib
 import hmac
 import logging
-import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from pathlib import Path
 import msgspec
 
 from bockd.blockstorage.contract import TenantId
-from bockd.directories import sync_directory
+from bockd.durablefile import replace_file
 from bockd.errors import from_os_error
 
 log = logging.getLogger(__name__)
@@ -104,22 +103,10 @@ def load_key(data_dir: Path) -> bytes:
         return key
     key = secrets.token_bytes(KEY_BYTES)
     try:
-        _write_key(path, key)
+        replace_file(path, key)
     except OSError as error:
         log.warning("%s was not written, so tokens end with this process: %s", path, error)
     return key
-
-
-def _write_key(path: Path, key: bytes) -> None:
-    new = path.with_name(f".{path.name}.new")
-    new.unlink(missing_ok=True)
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb") as file:
-        file.write(key)
-        file.flush()
-        os.fsync(fd)
-    os.replace(new, path)
-    sync_directory(path.parent)
 
 
 def _mac(body: bytes, key: bytes, user_state: str) -> bytes:

@@ -6,10 +6,9 @@ it; a process that maps less than others have filled could read nothing (MDB_MAP
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from bockd.directories import sync_directory
+from bockd.durablefile import replace_file
 from bockd.errors import DamagedError, from_os_error
 from bockd.model import TIB
 
@@ -38,12 +37,6 @@ def write_map_size(directory: Path, size_bytes: int) -> None:
     try:
         if read_map_size(directory) == size_bytes:
             return
-        new = path.with_name(f".{_FILE}.new")
-        with new.open("w", encoding="ascii") as file:
-            file.write(f"{size_bytes}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
-        sync_directory(directory)
+        replace_file(path, f"{size_bytes}\n".encode())
     except OSError as error:
         raise from_os_error(error, f"writing {path}") from error

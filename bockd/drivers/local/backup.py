@@ -29,7 +29,7 @@ from typing import Any
 
 import msgspec
 
-from bockd.directories import make_durable, make_private, sync_directory
+from bockd.directories import FILE_SYSTEMS_OWN, make_durable, make_private, sync_directory
 from bockd.drivers.local.access import StoreAccess
 from bockd.drivers.local.format import cells
 from bockd.drivers.local.format.blockmap import own_leaves
@@ -40,6 +40,7 @@ from bockd.drivers.local.format.layer import segment_sizes
 from bockd.drivers.local.format.layout import Layout, unlink_if_present
 from bockd.drivers.local.format.leaf import LEAF_BYTES, LEAVES, leaf_key
 from bockd.drivers.local.format.locks import FileLock
+from bockd.durablefile import replace_file, unfinished
 from bockd.errors import ConflictError, DamagedError, InvalidRequestError, from_os_error
 from bockd.index.ballast import Ballast
 from bockd.index.index import LmdbIndex
@@ -129,6 +130,10 @@ class Backup:
         self._refuse_target(root)
         try:
             make_durable(root)
+            if not (root / STAMPS).exists():
+                # First of all: whoever is interrupted from here on finds a backup to go on with.
+                self._stamps = Stamps(self._pool_created_at(), {})
+                self._write_stamps()
             for directory in (self._target.locks, self._target.layers, self._target.index):
                 make_private(directory)
             make_private(self._target.discarded)
@@ -189,38 +194,33 @@ class Backup:
         source = self._source.root.resolve()
         if root.resolve().is_relative_to(source) or source.is_relative_to(root.resolve()):
             raise InvalidRequestError(f"{root} and the pool {source} lie in one another")
-        there = root.exists() and any(root.iterdir())
-        if there and not (root / STAMPS).exists():
+        marks = root / STAMPS
+        found = set(root.iterdir()) if root.exists() else set()
+        if found - {unfinished(marks), root / FILE_SYSTEMS_OWN} and marks not in found:
             raise ConflictError(f"{root} is not empty and is no backup: choose another directory")
 
     def _read_stamps(self) -> Stamps:
-        with self._store.index.reading() as txn:
-            record = Catalogue(txn).pool()
-        assert record is not None
         try:
             known = msgspec.json.decode((self._target.root / STAMPS).read_bytes(), type=Stamps)
-        except FileNotFoundError:
-            return Stamps(record.created_at, {})
         except (msgspec.DecodeError, msgspec.ValidationError):
             raise ConflictError(
                 f"{self._target.root / STAMPS} is damaged: choose another directory, or remove "
                 "this one"
             ) from None
-        if known.pool_created_at != record.created_at:
+        if known.pool_created_at != self._pool_created_at():
             raise ConflictError(
                 f"{self._target.root} is a backup of another pool: choose another directory"
             )
         return known
 
+    def _pool_created_at(self) -> float:
+        with self._store.index.reading() as txn:
+            record = Catalogue(txn).pool()
+        assert record is not None
+        return record.created_at
+
     def _write_stamps(self) -> None:
-        path = self._target.root / STAMPS
-        fresh = path.with_suffix(".new")
-        with open(fresh, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            file.write(msgspec.json.encode(self._stamps))
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(fresh, path)
-        sync_directory(self._target.root)
+        replace_file(self._target.root / STAMPS, msgspec.json.encode(self._stamps))
 
     # -- the index ---------------------------------------------------------------------------
 

@@ -12,15 +12,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from bockd.directories import FILE_SYSTEMS_OWN
 from bockd.drivers.local.format.layout import Layout
 from bockd.drivers.local.registry import Registry
 from bockd.errors import ConflictError, DamagedError, InvalidRequestError, from_os_error
 from bockd.runtime.steps import Background
 
 FSTAB = Path("/etc/fstab")
-
-_OF_A_FILE_SYSTEM = frozenset({"lost+found"})
-"""What a new file system has in it."""
 
 _OF_A_POOL = ("layers", "journal", "ballast", "credentials.json")
 """What is made after the index: with one of these and no index, there was a pool."""
@@ -90,7 +88,7 @@ def make_pool(root: Path) -> None:
 
 def _content(root: Path) -> set[str]:
     """What is in a directory that neither a new file system nor an interrupted start has there."""
-    return set(os.listdir(root)) - _OF_A_FILE_SYSTEM - _OF_AN_INTERRUPTED_START
+    return set(os.listdir(root)) - {FILE_SYSTEMS_OWN} - _OF_AN_INTERRUPTED_START
 
 
 def _refuse_remains(root: Path) -> None:

@@ -1,0 +1,31 @@
+"""Small files of which a reader sees all of the old content or all of the new, whatever happens."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from bockd.directories import sync_directory
+
+
+def unfinished(path: Path) -> Path:
+    """Return the name that a file's new content has while it is written."""
+    return path.with_name(f".{path.name}.new")
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Give a file new content, and make it if need be: on disk when this returns. After a SIGKILL
+    or a power cut it has the old content or the new one. Only its owner may read it, and that is
+    the directory's owner where root writes it. Raises OSError."""
+    new = unfinished(path)
+    new.unlink(missing_ok=True)
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:
+        if os.geteuid() == 0:
+            owner = os.stat(path.parent)
+            os.fchown(fd, owner.st_uid, owner.st_gid)
+        file.write(content)
+        file.flush()
+        os.fsync(fd)
+    os.replace(new, path)
+    sync_directory(path.parent)
