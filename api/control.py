@@ -28,7 +28,7 @@ from bockd.control import (
 )
 from bockd.model import DeviceProfile, IoLimits, IoRate, NodeKind, Server, ServerKind
 from bockd.pool.gateways import Gateway
-from bockd.pool.reports import CheckReport, FamilyUsage, ScrubStatus, Space, SpacePage
+from bockd.pool.reports import BackupRecord, CheckReport, FamilyUsage, ScrubStatus, Space, SpacePage
 from bockd.profiles.document import read_profile
 
 PREFIX = "/control/v1"
@@ -213,6 +213,11 @@ def pool_router(control: Control) -> APIRouter:
     async def check() -> CheckReport:
         """Check the pool while it serves, without repairing."""
         return await control.check()
+
+    @router.get("/backups")
+    async def list_backups() -> list[BackupRecord]:
+        """List the last backup into each directory."""
+        return await control.list_backups()
 
     @router.post("/backup")
     async def begin_backup() -> FrozenPool:

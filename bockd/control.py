@@ -25,7 +25,7 @@ from bockd.model import (
     VolumeId,
 )
 from bockd.pool.gateways import Gateway
-from bockd.pool.reports import CheckReport, FamilyUsage, ScrubStatus, Space, SpacePage
+from bockd.pool.reports import BackupRecord, CheckReport, FamilyUsage, ScrubStatus, Space, SpacePage
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,6 +370,11 @@ class Control(ServerControl, TraceControl, Protocol):
     async def end_backup(self, backup: str) -> None:
         """End a backup. Raises NotFoundError if its layers were not kept frozen: then the copy
         cannot be used."""
+        ...
+
+    async def list_backups(self) -> list[BackupRecord]:
+        """List the last backup into each directory, the latest first. Raises NotSupportedError for
+        a kind of pool that is not backed up by copying it."""
         ...
 
     async def scrub(self, rate_mib: int | None, restart: bool) -> ScrubStatus:

@@ -25,7 +25,7 @@ from bockd.dashboardcontrol import HeatControl, HeatMap
 from bockd.errors import NotSupportedError
 from bockd.model import NodeKind, Server, VolumeId
 from bockd.pool.gateways import Gateway
-from bockd.pool.reports import ScrubStatus, Space
+from bockd.pool.reports import BackupRecord, ScrubStatus, Space
 from bockd.profiles.builtin import BUILT_IN
 from bockd.profiles.document import profile_document
 
@@ -62,6 +62,8 @@ class Health:
     scrub: ScrubStatus | None
     """None: this kind of pool has no checksums of its own."""
     gateways: tuple[Gateway, ...]
+    backups: tuple[BackupRecord, ...] | None
+    """None: this kind of pool is not backed up by copying it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,12 @@ def data_router(
             scrub = await control.scrub_status()
         except NotSupportedError:
             scrub = None
-        return Health(await control.info(), scrub, tuple(await control.list_gateways()))
+        try:
+            backups = tuple(await control.list_backups())
+        except NotSupportedError:
+            backups = None
+        gateways = tuple(await control.list_gateways())
+        return Health(await control.info(), scrub, gateways, backups)
 
     @router.get("/choices")
     async def get_choices() -> Choices:

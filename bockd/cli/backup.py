@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ from bockd.cli.sizes import format_size
 from bockd.control import FrozenPool
 from bockd.errors import DamagedError, InUseError, PoolFormatError, UnavailableError
 from bockd.model import PoolDriver
+from bockd.pool.reports import BackupRecord
 from bockd.pool.unsupported import no_backup
 
 if TYPE_CHECKING:
@@ -111,13 +114,17 @@ def _make(
 ) -> BackupReport:
     from bockd.cli.checking import check_pool
     from bockd.drivers.local.backup import Backup
+    from bockd.drivers.local.backuplog import note_backup
 
     made = Backup(store, target, show)
+    record = BackupRecord(str(target), time.time())
+    pool = store.layout.root
     try:
         if frozen is None:
             made.begin(None)
         else:
             made.begin(frozen.snapshots, frozen.left_out)
+        note_backup(pool, record)
         made.copy()
         was_kept()
         report = made.complete()
@@ -129,6 +136,13 @@ def _make(
             f"the backup {target} has {len(checked.problems)} problems, the first: "
             f"{checked.problems[0]}; 'bockd check' shows whether the pool has them too"
         )
+    whole = replace(
+        record,
+        finished_at=time.time(),
+        written_bytes=report.written_bytes,
+        left_out=report.left_out,
+    )
+    note_backup(pool, whole)
     return report
 
 

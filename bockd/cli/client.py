@@ -33,7 +33,7 @@ from bockd.control import (
 from bockd.dashboardcontrol import DashboardLink
 from bockd.model import DeviceProfile, IoLimits, NodeKind, Server, ServerKind, VolumeId
 from bockd.pool.gateways import Gateway
-from bockd.pool.reports import CheckReport, FamilyUsage, ScrubStatus, Space, SpacePage
+from bockd.pool.reports import BackupRecord, CheckReport, FamilyUsage, ScrubStatus, Space, SpacePage
 from bockd.profiles.document import profile_document
 
 T = TypeVar("T")
@@ -149,6 +149,10 @@ class ControlClient:
     def end_backup(self, backup: str) -> None:
         """End a backup. Raises NotFoundError if the pool was not kept as it was."""
         self.request("POST", f"/backup/{segment(backup)}/end", patient=True)
+
+    def list_backups(self) -> list[BackupRecord]:
+        """List the last backup into each directory, the latest first."""
+        return self.get("/backups", list[BackupRecord])
 
     def scrub(self, rate_mib: int | None, restart: bool) -> ScrubStatus:
         """Have the daemon verify in the background what snapshots hold."""

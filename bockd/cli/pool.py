@@ -6,9 +6,10 @@ import click
 
 from bockd.cli.client import connect
 from bockd.cli.lazy import LazyGroup
-from bockd.cli.output import json_option, print_json, print_record
+from bockd.cli.output import format_time, json_option, print_json, print_record, print_table, say
 from bockd.cli.sizes import format_size
 from bockd.control import PoolInfo
+from bockd.pool.reports import BackupRecord
 
 
 @click.group(cls=LazyGroup)
@@ -32,6 +33,35 @@ def show(as_json: bool) -> None:
         print_json(found)
         return
     print_record(pool_fields(found))
+
+
+@pool.command()
+@json_option
+def backups(as_json: bool) -> None:
+    """List the backups that `bockd backup` has made, the latest first.
+
+    It is the last one into each directory that counts. One that is not finished goes on, or was
+    interrupted: then there is no backup in its directory until the command was given again.
+    """
+    found = connect().list_backups()
+    if as_json:
+        print_json(found)
+        return
+    if not found:
+        say("no backup of this pool is known; 'bockd backup' makes one")
+        return
+    titles = ("DIRECTORY", "AS OF", "FINISHED", "WRITTEN", "LEFT OUT")
+    print_table(titles, map(_backup_row, found))
+
+
+def _backup_row(made: BackupRecord) -> tuple[str, ...]:
+    return (
+        made.directory,
+        format_time(made.began_at),
+        "no" if made.finished_at is None else format_time(made.finished_at),
+        format_size(made.written_bytes),
+        ", ".join(made.left_out) or "nothing",
+    )
 
 
 def pool_fields(found: PoolInfo) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from bockd.daemon.retrying import Retrying
 from bockd.model import VolumeId
 from bockd.pool.figures import Figure
 from bockd.pool.pool import Pool
-from bockd.pool.reports import FamilyUsage, ScrubStatus
+from bockd.pool.reports import BackupRecord, FamilyUsage, ScrubStatus
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import Spawn, Steps
 
@@ -37,6 +37,10 @@ class BackupControl(Protocol):
 
     async def end(self, backup: str) -> None:
         """See Control.end_backup."""
+        ...
+
+    def made(self) -> tuple[BackupRecord, ...]:
+        """See Control.list_backups. Blocks while a small file is read."""
         ...
 
 

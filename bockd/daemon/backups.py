@@ -14,6 +14,7 @@ import trio
 from bockd.blockstorage.adopting import find_unowned
 from bockd.blockstorage.records import Ledger
 from bockd.control import FrozenPool
+from bockd.drivers.local.backuplog import read_backups
 from bockd.drivers.local.format.locks import is_held
 from bockd.drivers.local.registry import Registry
 from bockd.errors import (
@@ -27,6 +28,7 @@ from bockd.errors import (
 )
 from bockd.pool.pool import Pool
 from bockd.pool.records import name_of
+from bockd.pool.reports import BackupRecord
 from bockd.runtime.steprunner import StepRunner
 
 log = logging.getLogger(__name__)
@@ -82,6 +84,10 @@ class Backups:
             if self._running is None or self._running.id != backup:
                 raise NotFoundError("the daemon does not know this backup; begin again")
             await self._finish()
+
+    def made(self) -> tuple[BackupRecord, ...]:
+        """See BackupControl."""
+        return read_backups(self._registry.store.layout.root)
 
     async def run(self) -> None:
         """End backups whose makers are gone; until cancelled."""

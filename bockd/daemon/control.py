@@ -52,7 +52,7 @@ from bockd.nbd.server.nbd_server import NbdServer
 from bockd.pool.gateways import Gateway
 from bockd.pool.nodes import Nodes
 from bockd.pool.records import SnapshotRecord, VolumeRecord
-from bockd.pool.reports import CheckReport, FamilyUsage, ScrubStatus, Space, SpacePage
+from bockd.pool.reports import BackupRecord, CheckReport, FamilyUsage, ScrubStatus, Space, SpacePage
 from bockd.pool.unsupported import no_backup, no_scrub
 from bockd.profiles.document import check_profile
 from bockd.runtime.pace import Pace
@@ -314,6 +314,9 @@ class PoolControl:
 
     async def end_backup(self, backup: str) -> None:
         await self._backups().end(backup)
+
+    async def list_backups(self) -> list[BackupRecord]:
+        return list(await trio.to_thread.run_sync(self._backups().made))
 
     async def scrub(self, rate_mib: int | None, restart: bool) -> ScrubStatus:
         self._scrubbing().begin(rate_mib, restart=restart)

@@ -47,6 +47,21 @@ class Changes:
 
 
 @dataclass(frozen=True, slots=True)
+class BackupRecord:
+    """The last backup of a pool into one directory."""
+
+    directory: str
+    began_at: float
+    """It has what was answered before."""
+    finished_at: float | None = None
+    """When it was whole and checked. None: it is under way, or was interrupted, and the directory
+    has no backup."""
+    written_bytes: int = 0
+    left_out: tuple[str, ...] = ()
+    """Volumes in the trash that had failed, and are not in it."""
+
+
+@dataclass(frozen=True, slots=True)
 class CheckReport:
     """What `check` found. `clean` decides the exit status."""
 

@@ -36,6 +36,7 @@ from bockd.model import (
 )
 from bockd.pool.gateways import Gateway
 from bockd.pool.reports import (
+    BackupRecord,
     CheckReport,
     DamagedBlock,
     FamilyUsage,
@@ -262,6 +263,9 @@ class MemoryControl:
             for volume in await self.list_volumes()
             if volume.connections
         ]
+
+    async def list_backups(self) -> list[BackupRecord]:
+        return [BackupRecord("/mnt/b", 1.0, 2.0, 3, ("left",)), BackupRecord("/mnt/c", 0.5)]
 
     async def begin_backup(self) -> FrozenPool:
         return FrozenPool("b1", {VolumeId(1): SnapshotId(2)})

@@ -200,6 +200,7 @@ def test_the_pool_and_its_health(daemon: Bockd, operator: Visitor) -> None:
     health = operator.data("health")
     assert health["daemon"]["data_dir"] == str(daemon.data_dir)
     assert (health["scrub"]["damaged"], health["gateways"]) == ([], [])
+    assert health["backups"] == daemon.bock("pool", "backups")
     assert operator.data("pool")["directory"] == str(daemon.data_dir)
     choices = operator.data("choices")
     assert (choices["servers"], choices["images"]) == ([], [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
+from bockd.drivers.local.backuplog import note_backup
+from bockd.pool.reports import BackupRecord
 from tests.daemon.process import Bockd, program, serving
 from tests.dashboard.browser import WAIT_MS, Screen, chromium, operating
 
@@ -499,6 +502,26 @@ def test_a_profile_is_switched_on_and_off(browser: Browser, daemon: Bockd) -> No
         expect(facts).to_contain_text("Made to look likeitself")
         assert daemon.bock("volume", "profile", "slowed")["profile"] is None
     daemon.bock("volume", "delete", "slowed")
+
+
+def test_backups_are_listed(browser: Browser, tmp_path: Path) -> None:
+    with serving(tmp_path / "pool") as daemon, operating(browser, daemon) as screen:
+        page = screen.at("#/pool")
+        expect(page.get_by_text("none known")).to_be_visible()
+        expect(page.get_by_role("table", name="Backups")).to_be_hidden()
+        for directory in ("first", "second"):
+            daemon.run(program("bockd"), "backup", daemon.data_dir, tmp_path / directory)
+        unfinished = BackupRecord(f"{tmp_path / 'first'}", time.time())
+        note_backup(daemon.data_dir, unfinished)
+        rows = page.get_by_role("table", name="Backups").get_by_role("row")
+        expect(rows).to_contain_text(
+            [
+                "Directory",
+                re.compile(r"/first.*not finished"),
+                re.compile(r"/second.*whole since"),
+            ]
+        )
+        expect(page.get_by_text(re.compile(", in .*/second$"))).to_be_visible()
 
 
 def test_names_are_text_and_never_markup(browser: Browser, daemon: Bockd) -> None:

@@ -18,6 +18,7 @@ export class PoolPage {
     this.report = h("div", { role: "status" });
     this.tenants = new Table("Tenants", ["Tenant", "Volumes", "GiB", "Snapshots", "Limits of I/O", "What to do"]);
     this.damaged = new Table("Damaged blocks", ["Layer", "Offset", "Found", "Volumes", "Snapshots"]);
+    this.backups = new Table("Backups", ["Directory", "As of", "State", "Written", "Left out"]);
     this.element = h("div", {},
       h("h1", {}, "Pool"),
       h("section", { "aria-label": "Space" }, h("h2", {}, "Space"), this.bar, this.room),
@@ -26,6 +27,7 @@ export class PoolPage {
           h("h2", {}, "Health"),
           h("button", { type: "button", onclick: () => this.#check() }, "Check now")),
         this.report, this.health, this.damaged.element),
+      this.backups.element,
       this.tenants.element);
   }
 
@@ -55,6 +57,11 @@ export class PoolPage {
         key: `${one.layer}-${one.offset_bytes}`,
         cells: [`${one.layer}`, `${one.offset_bytes}`, time(one.found_at), one.volumes.join(", "),
           one.snapshots.join(", ")],
+      })));
+      this.backups.element.hidden = !health.backups?.length;
+      this.backups.draw((health.backups ?? []).map((one) => ({
+        key: one.directory,
+        cells: [one.directory, time(one.began_at), state(one), size(one.written_bytes), one.left_out.join(", ")],
       })));
     }
     if (overview) {
@@ -96,7 +103,15 @@ function room(pool) {
   ];
 }
 
-function told({ daemon, scrub, gateways }, { snapshots }) {
+// Without an end it goes on, or was interrupted: then its directory has no backup.
+const state = ({ finished_at }) => (finished_at === null ? "not finished" : `whole since ${time(finished_at)}`);
+
+function lastBackup(backups) {
+  const whole = backups.find((one) => one.finished_at !== null);
+  return whole ? `${time(whole.began_at)}, in ${whole.directory}` : "none known";
+}
+
+function told({ daemon, scrub, gateways, backups }, { snapshots }) {
   const copying = snapshots.some((one) => one.pool_name.startsWith(BACKUP));
   return [
     ["Version", daemon.version],
@@ -104,7 +119,8 @@ function told({ daemon, scrub, gateways }, { snapshots }) {
     ["Fast lane", daemon.fast_lane],
     ["New data", daemon.new_data],
     ["Put off", daemon.waiting.length ? daemon.waiting.join("; ") : "nothing"],
-    ["Backup", copying ? "under way" : "none under way"],
+    ["Backup", backups ? (copying ? "under way" : "none under way") : null],
+    ["Last backup", backups ? lastBackup(backups) : null],
     ["Last verified", scrub ? (scrub.finished_at ? time(scrub.finished_at) : "not yet") : null],
     ["Verifying", scrub?.under_way ? `${scrub.leaves_done} of ${scrub.leaves_total} MiB` : null],
     ["Damaged blocks", scrub ? `${scrub.damaged.length}` : null],
