@@ -55,13 +55,19 @@ def up_to(last: int) -> list[bytes]:
 def test_gateways_at_once_give_each_number_once(
     rbd_namespace: RbdSettings, objects: Objects, tmp_path: Path
 ) -> None:
+    """Dumps are so frequent here that one that was held up finds what it asks for gone: it says
+    that it does not know what became of its change."""
     answers: list[int] = []
+    unknown: list[OutcomeUnknownError] = []
     errors: list[BaseException] = []
 
     def work(index: SharedIndex) -> None:
         try:
             for _ in range(25):
-                answers.append(index.update(add))
+                try:
+                    answers.append(index.update(add))
+                except OutcomeUnknownError as error:
+                    unknown.append(error)
                 if index.dump_due:
                     index.dump()
         except BaseException as error:  # noqa: BLE001 - shown at the end
@@ -77,13 +83,18 @@ def test_gateways_at_once_give_each_number_once(
         for thread in threads:
             thread.join()
         assert errors == []
-        assert sorted(answers) == list(range(1, 76))
+        assert len(answers) + len(unknown) == 75
+        assert len(set(answers)) == len(answers) > 50
         for index in gateways:
             index.refresh()
-            assert numbers(index) == up_to(75)
+        last = len(numbers(gateways[0]))
+        assert set(answers) <= set(range(1, last + 1))
+        assert len(answers) <= last <= 75
+        for index in gateways:
+            assert numbers(index) == up_to(last)
             index.close()
     late = gateway(objects, tmp_path, "d")
-    assert numbers(late) == up_to(75)
+    assert numbers(late) == up_to(last)
     late.close()
 
 
