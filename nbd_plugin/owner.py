@@ -12,7 +12,7 @@ import logging
 import threading
 from typing import TypeVar
 
-from bockd.runtime.steps import Blocking, Step, Steps
+from bockd.runtime.steps import Blocking, Step, Steps, Within
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -48,17 +48,20 @@ class Owner:
 
     def _do(self, step: Step) -> object:
         fired = threading.Event()
-        if not isinstance(step, Blocking):
-            step.subscribe(fired.set)
+        signal = step.signal if isinstance(step, Within) else step
+        if not isinstance(signal, Blocking):
+            signal.subscribe(fired.set)
         self.lock.release()
         try:
             if not isinstance(step, Blocking):
-                fired.wait()
+                fired.wait(step.seconds if isinstance(step, Within) else None)
                 return None
             result: object = step.call()
             return result
         finally:
             self.lock.acquire()
+            if isinstance(step, Within):
+                step.signal.unsubscribe(fired.set)
 
     def spawn(self, steps: Steps[None]) -> None:
         """Run an operation in the background: what the engine is given. With the lock."""

@@ -22,6 +22,7 @@ from bockd.runtime.steps import (
     Signal,
     Step,
     Steps,
+    Within,
 )
 
 log = logging.getLogger(__name__)
@@ -174,6 +175,9 @@ class StepRunner:
                 if not step.fired:
                     await _fired(step)
                 return None, None
+            if isinstance(step, Within):
+                await _fired_within(step)
+                return None, None
             if isinstance(step, Completion):
                 await self.endings().wait(step)
                 return None, None
@@ -227,3 +231,11 @@ async def _fired(signal: Signal) -> None:
     event = trio.Event()
     signal.subscribe(event.set)
     await event.wait()
+
+
+async def _fired_within(step: Within) -> None:
+    event = trio.Event()
+    step.signal.subscribe(event.set)
+    with trio.move_on_after(step.seconds):
+        await event.wait()
+    step.signal.unsubscribe(event.set)

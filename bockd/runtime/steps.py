@@ -6,6 +6,7 @@ that changes maps and journals; a step is what the owner must not do or cannot d
 * `await blocking(function, *arguments)`: call the function elsewhere (it does I/O and touches no
   engine state); the result, or the exception, comes back;
 * `await signal`: go on when it has fired;
+* `await Within(signal, seconds)`: go on when it has fired or the time is over, and say which;
 * `await completion`: the same for what ends in a thread of somebody else's.
 
 A coroutine that finishes without a step has completed at once, which is what the hot path hopes
@@ -149,6 +150,33 @@ class Signal:
         else:
             self._waiters.append(wake)
 
+    def unsubscribe(self, wake: Callable[[], None]) -> None:
+        """Do not call `wake`, which waits for it, any more. If it was called, do nothing."""
+        if wake in self._waiters:
+            self._waiters.remove(wake)
+
+
+class Within:
+    """A signal that is waited for no longer than `seconds`; awaiting it returns whether it has
+    fired. It takes no thread, so any number of operations may wait like that."""
+
+    __slots__ = ("seconds", "signal")
+
+    def __init__(self, signal: Signal, seconds: float) -> None:
+        self.signal = signal
+        self.seconds = seconds
+
+    def wait(self) -> None:
+        """Wait in this thread: for who has one to himself."""
+        fired = threading.Event()
+        self.signal.subscribe(fired.set)
+        if not fired.wait(self.seconds):
+            self.signal.unsubscribe(fired.set)
+
+    def __await__(self) -> Generator[Step, Any, bool]:
+        yield self
+        return self.signal.fired
+
 
 @runtime_checkable
 class ResultSource(Protocol):
@@ -229,7 +257,7 @@ class Completion(Generic[T]):
         return self._result
 
 
-Step: TypeAlias = "Blocking[Any] | Signal | Completion[Any]"
+Step: TypeAlias = "Blocking[Any] | Signal | Within | Completion[Any]"
 Steps: TypeAlias = Coroutine[Step, Any, T]
 
 Spawn: TypeAlias = Callable[[Steps[None]], None]
@@ -262,6 +290,10 @@ def run_inline(steps: Steps[T]) -> T:
                     step = steps.send(None)
                 else:
                     step = steps.throw(RuntimeError("a single-threaded caller waits for itself"))
+                continue
+            if isinstance(step, Within):
+                step.wait()
+                step = steps.send(None)
                 continue
             if isinstance(step, Completion):
                 ended = threading.Event()

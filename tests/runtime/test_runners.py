@@ -17,7 +17,15 @@ import trio
 from bockd.errors import NoSpaceError
 from bockd.runtime import syncing
 from bockd.runtime.steprunner import StepRunner
-from bockd.runtime.steps import Completion, Signal, Steps, blocking, call_blocking, run_inline
+from bockd.runtime.steps import (
+    Completion,
+    Signal,
+    Steps,
+    Within,
+    blocking,
+    call_blocking,
+    run_inline,
+)
 from bockd.runtime.syncing import Syncing
 from nbd_plugin.owner import Owner
 
@@ -150,3 +158,15 @@ def test_an_operation_that_waits_for_itself_cleans_up() -> None:
     with pytest.raises(RuntimeError, match="waits for itself"):
         run_inline(steps())
     assert done == ["cleaned up"]
+
+
+def test_a_signal_is_waited_for_with_a_limit(run: Callable[[Steps[Any]], Any]) -> None:
+    never, fired = Signal(), Signal()
+    fired.fire()
+
+    async def steps() -> tuple[bool, bool, bool]:
+        found = await Within(never, 0.01), await Within(fired, 3600)
+        never.fire()  # nobody waits any more
+        return *found, await Within(never, 0)
+
+    assert run(steps()) == (False, True, True)

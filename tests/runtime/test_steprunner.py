@@ -13,7 +13,7 @@ import trio.testing
 from bockd.errors import NoSpaceError
 from bockd.runtime import steprunner
 from bockd.runtime.steprunner import Endings, StepRunner, running_loop
-from bockd.runtime.steps import Completion, Signal, blocking, blocking_apart, call_blocking
+from bockd.runtime.steps import Completion, Signal, Within, blocking, blocking_apart, call_blocking
 from tests.nbd.server.serving import in_trio
 
 
@@ -267,3 +267,28 @@ async def test_calls_of_a_kind_that_hang_leave_the_others_their_threads() -> Non
                 assert not await runner.run(ask("third"))
             finally:
                 end.set()
+
+
+@in_trio
+async def test_any_number_wait_with_a_limit_and_take_no_thread() -> None:
+    runner, never, signal = StepRunner(2), Signal(), Signal()
+    found: list[bool] = []
+
+    async def wait(which: Signal, seconds: float) -> None:
+        found.append(await Within(which, seconds))
+
+    before = threading.active_count()
+    async with trio.open_nursery() as nursery:
+        for _ in range(300):
+            nursery.start_soon(runner.run, wait(signal, 3600))
+        nursery.start_soon(runner.run, wait(never, 0.01))
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        assert threading.active_count() == before
+        assert found == [False]
+        signal.fire()
+    assert found == [False] + [True] * 300
+    assert await runner.run(_answer(Within(signal, 0)))  # has fired already
+
+
+async def _answer(step: Within) -> bool:
+    return await step

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from bockd.errors import ClusterUnavailableError, UnavailableError
-from bockd.runtime.steps import Signal, Spawn, Steps, blocking_apart, try_spawn
+from bockd.runtime.steps import Signal, Spawn, Steps, Within, try_spawn
 from bockd.runtime.waiting import Mutex
 
 log = logging.getLogger(__name__)
@@ -22,27 +22,17 @@ PATIENCE_SECONDS = 40.0
 """For one part of an operation, or for the turn of a volume. Whoever asked waits for an answer."""
 
 _LOOK_SECONDS = 0.2
-"""Who waits with a limit has a thread for so long at a time: others may wait, too."""
+"""Between two looks how long the part lasts that is done now."""
 
 WaitingFor = Callable[[str], AbstractContextManager[object]]
 """`Patience.waiting_for`; or `nullcontext`, for what nobody waits for."""
-
-
-async def fired_within(signal: Signal, seconds: float) -> bool:
-    """Return True as soon as a signal fires; False: it has not by then."""
-    fired = threading.Event()
-    signal.subscribe(fired.set)
-    until = time.monotonic() + seconds
-    while not fired.is_set() and (rest := until - time.monotonic()) > 0:
-        await blocking_apart("waiting with a limit", fired.wait, min(rest, _LOOK_SECONDS))
-    return fired.is_set()
 
 
 async def wait_for_turn(mutex: Mutex, turn: Signal, name: str) -> None:
     """Wait for a mutex, which the caller has joined, as long as it passes from one to the next.
     Raises ClusterUnavailableError: one has it for too long. `name` says what it is of."""
     passed = mutex.passed
-    while not await fired_within(turn, PATIENCE_SECONDS):
+    while not await Within(turn, PATIENCE_SECONDS):
         if mutex.passed == passed:
             raise ClusterUnavailableError(
                 f"nothing is done, for an earlier operation on {name} is not done after "
@@ -105,7 +95,7 @@ class Patience:
             raise UnavailableError(
                 f"{self._nothing_done}: no thread can be started now, or bockd is about to end"
             )
-        while not await fired_within(ended, _LOOK_SECONDS):
+        while not await Within(ended, _LOOK_SECONDS):
             self._look()
         if errors:
             raise errors[0]

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from bockd.runtime.steps import Blocking, Step, Steps
+from bockd.runtime.steps import Blocking, Step, Steps, Within
 
 GRAVEYARD: list[Task] = []
 """Operations that a death cut off. They are kept, for a coroutine that is collected would run its
@@ -107,6 +107,7 @@ class Scheduler:
             self.suspend(task, step)
 
     def suspend(self, task: Task, step: Step) -> None:
+        assert not isinstance(step, Within), "nothing in a local pool waits with a limit"
         if not isinstance(step, Blocking):
 
             def wake() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bockd.runtime.steps import Signal, Steps
+from bockd.runtime.steps import Signal, Steps, Within
 
 
 def is_stuck(steps: Steps[None]) -> bool:
@@ -11,6 +11,10 @@ def is_stuck(steps: Steps[None]) -> bool:
         step = steps.send(None)
         while not isinstance(step, Signal) or step.fired:
             if isinstance(step, Signal):
+                step = steps.send(None)
+                continue
+            if isinstance(step, Within):
+                step.wait()
                 step = steps.send(None)
                 continue
             try:

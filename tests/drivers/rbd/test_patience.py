@@ -7,7 +7,7 @@ import pytest
 from bockd.drivers.rbd import patience
 from bockd.drivers.rbd.patience import wait_for_turn
 from bockd.errors import ClusterUnavailableError
-from bockd.runtime.steps import Blocking, run_inline
+from bockd.runtime.steps import Within, run_inline
 from bockd.runtime.waiting import Mutex
 
 
@@ -31,9 +31,9 @@ def test_many_operations_wait_for_each_other() -> None:
     steps = wait_for_turn(mutex, mutex.join(), "volume 1")
     for _ in range(2):
         step = steps.send(None)
-        assert isinstance(step, Blocking)
+        assert isinstance(step, Within)
         mutex.release()
-        step.call()
+        step.wait()
     with pytest.raises(StopIteration):
         steps.send(None)
 
