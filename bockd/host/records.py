@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bockd.directories import make_private
+from bockd.directories import make_private, sync_directory
+from bockd.durablefile import replace_file
 from bockd.errors import DamagedError, InUseError, from_os_error
 from bockd.host.blockdevices import wait_until
 
@@ -27,7 +28,6 @@ STATE_DIR = Path("/var/lib/bock")
 STATE_VARIABLE = "BOCK_STATE"
 
 _SUFFIX = ".json"
-_NEW_SUFFIX = ".new"
 _LOCK = "lock"
 
 LOCK_SECONDS = 60.0
@@ -140,17 +140,8 @@ class Records:
         import msgspec
 
         path = self._path(connection)
-        new = os.fspath(path) + _NEW_SUFFIX
         try:
-            file = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            try:
-                with os.fdopen(file, "wb", closefd=False) as stream:
-                    stream.write(msgspec.json.format(msgspec.json.encode(connection)))
-                os.fsync(file)
-            finally:
-                os.close(file)
-            os.rename(new, path)
-            self._sync()
+            replace_file(path, msgspec.json.format(msgspec.json.encode(connection)))
         except OSError as error:
             raise from_os_error(error, f"writing {path}") from error
 
@@ -159,19 +150,12 @@ class Records:
         path = self._path(connection)
         try:
             path.unlink(missing_ok=True)
-            self._sync()
+            sync_directory(self.directory)
         except OSError as error:
             raise from_os_error(error, f"removing {path}") from error
 
     def _path(self, connection: Connection) -> Path:
         return self.directory / (connection.key + _SUFFIX)
-
-    def _sync(self) -> None:
-        directory = os.open(self.directory, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
 
 
 def _take(lock: int) -> bool:
