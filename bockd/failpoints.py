@@ -333,6 +333,9 @@ class Failpoint(StrEnum):
     """What a crash has left behind the end of a log is made zeros; nothing is synced."""
     WRITEBACK_RECOVERED = "writeback.recovered"
     """A log is read back and synced; its progress does not say so yet."""
+    WRITEBACK_SALVAGED = "writeback.salvaged"
+    """What a damaged log has before its damage is below; the driver has not committed that the rest
+    is given up."""
 
     # Checksums of frozen layers.
     SCRUB_READ = "scrub.read"

@@ -31,6 +31,10 @@ class CacheView(TypedDict):
     error: str | None
     """That write-back is not at work as it should be; the reason is for the operator."""
     discarded_at: str | None
+    salvaged_bytes: int | None
+    """Of the log of what was discarded then: what was written back. Null: it was not read."""
+    given_up_bytes: int | None
+    """The same: all the rest that was found of it."""
 
 
 class RateView(TypedDict):
@@ -310,6 +314,8 @@ def view_cache(state: CacheState) -> CacheView:
         "dirty_bytes": state.dirty_bytes,
         "error": None if state.trouble is None else NOT_WRITTEN_BACK,
         "discarded_at": None if state.discarded_at is None else date(state.discarded_at),
+        "salvaged_bytes": None if state.salvaged is None else state.salvaged.written_bytes,
+        "given_up_bytes": None if state.salvaged is None else state.salvaged.given_up_bytes,
     }
 
 

@@ -9,6 +9,7 @@ from bockd.cli.asking import confirm
 from bockd.cli.completion import complete_volume
 from bockd.cli.output import json_option, report
 from bockd.cli.storage import connect
+from bockd.cli.volume import what_became
 from bockd.model import CacheMode
 
 
@@ -62,8 +63,9 @@ def discard_cache(volume: str, yes: bool, as_json: bool) -> None:
     volume. It goes back to the last flush of its client that the cluster has, and perhaps some of
     what came after, as after a power cut. Power the gateway's machine off first, if that may
     be: one that hangs and goes on may answer its clients some more, which is lost, too. The
-    gateway that has those writes gives them up only if it cannot read its log of them, and then
-    all of it, also what lies before a damaged place: the log is put aside. Else it writes them back
+    gateway that has those writes gives them up only if it cannot read its log of them. Of one with
+    a damaged place it writes back what lies before that, up to the last flush there, gives up the
+    rest, puts the log aside, and says how much of the log that was. Else it writes all back
     instead, or says what is in the way. Asks first when run at a terminal.
     """
     client = connect()
@@ -78,6 +80,9 @@ def discard_cache(volume: str, yes: bool, as_json: bool) -> None:
     )
     changed = client.discard_cache(found.id)
     said = "has what is in the cluster"
-    if changed.cache is not None and changed.cache.discarded_at == before:
-        said = "was written back; nothing was given up"
+    if changed.cache is not None:
+        if changed.cache.discarded_at == before:
+            said = "was written back; nothing was given up"
+        else:
+            said += what_became(changed.cache)
     report(changed, f"volume {changed.id} ({changed.name}) {said}", as_json=as_json)

@@ -59,6 +59,9 @@ class Cache:
     error: str | None
     """Why it is not written back now."""
     discarded_at: float | None
+    salvaged_bytes: int | None
+    """What was written back then of the log whose rest was given up. None: it was not read."""
+    given_up_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +178,8 @@ def read_cache(view: dict[str, Any]) -> Cache:
         dirty_bytes=view["dirty_bytes"],
         error=view["error"],
         discarded_at=None if discarded is None else read_time(discarded),
+        salvaged_bytes=view.get("salvaged_bytes"),
+        given_up_bytes=view.get("given_up_bytes"),
     )
 
 

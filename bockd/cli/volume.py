@@ -239,8 +239,16 @@ def cache_fields(cache: Cache) -> list[tuple[str, str]]:
     if cache.error is not None:
         fields.append(("not written back", cache.error))
     if cache.discarded_at is not None:
-        fields.append(("cache discarded", format_time(cache.discarded_at)))
+        fields.append(("cache discarded", format_time(cache.discarded_at) + what_became(cache)))
     return fields
+
+
+def what_became(cache: Cache) -> str:
+    """Return what is printed for what became of the log of what was discarded last."""
+    if cache.salvaged_bytes is None or cache.given_up_bytes is None:
+        return ""
+    written, given_up = format_size(cache.salvaged_bytes), format_size(cache.given_up_bytes)
+    return f": {written} of its log were written back, and {given_up} given up"
 
 
 def imported_fields(found: Volume | Snapshot) -> list[tuple[str, str]]:

@@ -23,6 +23,18 @@ class CacheState:
     """Why it does not write them back now."""
     discarded_at: float | None = None
     """When such writes were last given up."""
+    salvaged: Salvaged | None = None
+    """What became of their log then; None: it was not read."""
+
+
+class Salvaged(NamedTuple):
+    """What became of a damaged log whose writes were given up, in bytes that they took in it."""
+
+    written_bytes: int
+    """Of what lies before the damage: it was written back."""
+    given_up_bytes: int
+    """Of all the rest, as far as it is there: the damage, and what is behind it, readable or
+    not."""
 
 
 class LogReach(NamedTuple):

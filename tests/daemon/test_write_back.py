@@ -20,11 +20,12 @@ import nbd
 import pytest
 
 from bockd.config.rbd import RbdSettings
-from bockd.drivers.writeback.segment import SEGMENT_BYTES
+from bockd.drivers.writeback.records import Kind, parse
+from bockd.drivers.writeback.segment import FIRST_RECORD, SEGMENT_BYTES
 from bockd.failpoints import VARIABLE, Failpoint
 from tests.daemon.metrics.scraping import Scrape
 from tests.daemon.moving import MovingClient
-from tests.daemon.process import Bockd, serving
+from tests.daemon.process import Bockd, program, serving
 from tests.dashboard.visitor import link_of, secret_of, visiting
 from tests.drivers.rbd.cluster import Cluster
 from tests.drivers.rbd.pooldriver import RbdDriver
@@ -469,6 +470,75 @@ def test_while_the_disk_of_the_logs_is_not_mounted_nothing_is_lost(first: Gatewa
     first.start()
     assert read(first, 0, len(answered)) == [number + 1 for number in answered]
     first.stop()
+
+
+def flushed_parts(log: Path) -> tuple[list[list[int]], list[tuple[Path, int]]]:
+    """Return which blocks each part of a log has up to a barrier, and where it begins."""
+    parts, begins = list[list[int]](), list[tuple[Path, int]]()
+    blocks = list[int]()
+    for path in sorted(log.glob("*.seg")):
+        content, at = memoryview(path.read_bytes()), FIRST_RECORD
+        while (header := parse(content, at)) is not None:
+            if not blocks and header.kind is Kind.WRITE:
+                begins.append((path, at))
+            if header.kind is Kind.WRITE:
+                assert header.length == BLOCK
+                blocks.append(header.offset // BLOCK)
+            elif blocks:
+                parts.append(blocks)
+                blocks = []
+            at += header.size_bytes
+    return parts, begins
+
+
+def test_what_is_before_the_damage_is_written_back(first: Gateway, second: Gateway) -> None:
+    """Many requests of one epoch are on their way to the cluster when the daemon dies, and the next
+    ones are in its log, of which the last one is damaged."""
+    first.stop()
+    first.dies_at(Failpoint.WRITEBACK_REQUEST, 700)
+    first.start()
+    scattered = range(300, 2000, 2)
+    with suppress(nbd.Error):
+        client = first.connect("disk")
+        for number in scattered:
+            client.pwrite(block(number + 1), number * BLOCK)
+        client.flush()
+    write_until_death(first)
+    first.dies_at(None)
+    (log,) = first.log_directories()
+    parts, begins = flushed_parts(log)
+    assert len(parts) >= 2, "nothing was flushed while the first epoch was written back"
+    path, at = begins[len(parts) - 1]
+    with path.open("r+b") as file:
+        file.seek(at + 100)
+        found = file.read(1)
+        file.seek(at + 100)
+        file.write(bytes([found[0] ^ 0x55]))
+
+    first.expect_in_log("fails its checksum|is missing or damaged|is damaged: there are others")
+    first.expect_in_log("was discarded|was given up|is not written back")
+    first.expect_in_log("cannot be (written back|opened)")
+    first.start()
+    refused(first)
+    assert first.bock("volume", "show", "disk")["status"] == "error"
+    shown = first.bock("volume", "discard-cache", "disk", "--yes")
+    cache = shown["cache"]
+    assert (shown["status"], cache["dirty_at"]) == ("available", None)
+    assert cache["salvaged_bytes"] > len(scattered) * BLOCK // 2
+    assert cache["given_up_bytes"] > BLOCK
+    (aside,) = first.log_directories()
+    assert aside.name.endswith(".discarded")
+    written = {number for part in parts[:-1] for number in part}
+    assert written >= set(scattered)
+    for daemon in (first, second):
+        numbers = read(daemon, 0, 2048)
+        assert numbers == [number + 1 if number in written else 0 for number in range(2048)]
+        daemon.wait_until_unused("disk")
+    told = first.run(program("bock"), "volume", "show", "disk")
+    assert "of its log were written back, and" in told.out
+    assert "nothing to discard" in first.refusal("volume", "discard-cache", "disk", "--yes")
+    first.stop()
+    second.stop()
 
 
 def test_a_lost_gateway_is_discarded_at_another_one(first: Gateway, second: Gateway) -> None:

@@ -15,6 +15,8 @@ NEW_CACHE = {
     "dirty_bytes": None,
     "error": None,
     "discarded_at": None,
+    "salvaged_bytes": None,
+    "given_up_bytes": None,
 }
 """What is told of the cache of a new volume, where volumes may have one."""
 

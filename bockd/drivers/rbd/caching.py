@@ -22,6 +22,7 @@ from bockd.drivers.rbd.records import (
     unchanged,
     volume_record,
 )
+from bockd.drivers.rbd.salvaging import salvage
 from bockd.drivers.rbd.session import CHANGING
 from bockd.drivers.rbd.vacating import vacate
 from bockd.drivers.rbd.writebacks import WriteBackDevice
@@ -36,7 +37,7 @@ from bockd.errors import (
     UnreadableError,
 )
 from bockd.model import CacheMode, NodeKind, VolumeId
-from bockd.pool.caches import CacheState
+from bockd.pool.caches import CacheState, Salvaged
 from bockd.pool.gateways import Gateway
 from bockd.pool.index import Transaction
 from bockd.pool.pool import WithVolume, nothing_more
@@ -67,7 +68,9 @@ class CacheOperations:
         except NotFoundError:  # deleted since
             return CacheState(CacheMode.WRITE_THROUGH)
         state = CacheState(
-            found.cache, discarded_at=None if found.discarded is None else found.discarded.at
+            found.cache,
+            discarded_at=None if found.discarded is None else found.discarded.at,
+            salvaged=found.salvaged,
         )
         if found.dirty_at is not None:
             at = found.dirty_at
@@ -156,13 +159,16 @@ class CacheOperations:
             with patience.waiting_for("giving it back"):
                 await self._nodes.close_volume(volume, keep_dirty=True)
             patience.check()
+            salvaged: Salvaged | None = None
             if asked is None:  # this gateway may have had it open since
+                salvaged = await self._salvage(volume, patience)
+                patience.check()
                 seen = await blocking_apart(CHANGING, self._look_again, seen)
                 if self._may_be_at_another_run(seen):
                     here = self._session.who.gateway
                     asked = await blocking_apart(CHANGING, self._refuse_alive, seen, here)
             record = await blocking_apart(
-                CHANGING, self._discard, seen, asked, in_transaction, patience
+                CHANGING, self._discard, seen, asked, in_transaction, patience, salvaged
             )
             self._nodes.refusals.pop(volume, None)
             self._nodes.left_dirty.pop(volume, None)
@@ -192,6 +198,16 @@ class CacheOperations:
             log.warning("volume %s cannot be written back: %s", volume, error)
             patience.check()
         return False
+
+    async def _salvage(self, volume: VolumeId, patience: Patience) -> Salvaged | None:
+        """Write back what the log of a volume has before its damage. Raises BockdError: nothing is
+        to be given up yet."""
+        try:
+            return await salvage(self._nodes, volume, patience)
+        except InUseError:
+            raise
+        except BockdError as error:
+            raise _not_given_up(volume, error) from error
 
     def _leave_to_background(self, volume: VolumeId) -> None:
         """Have a volume that is not given up written back in the background: it is tried again,
@@ -311,6 +327,7 @@ class CacheOperations:
         asked: Inquiry | None,
         in_transaction: WithVolume,
         patience: Patience,
+        salvaged: Salvaged | None,
     ) -> RbdVolumeRecord:
         """Shut whoever has the volume out, and then write down that nothing is dirty. Raises
         InUseError: a run of the gateway where it is dirty was not asked, or is back;
@@ -354,14 +371,21 @@ class CacheOperations:
         now = self._look_again(seen)
         if now.epoch != seen.epoch:
             raise _was_changed(seen)
-        record = self._session.tenures.discard(now, self._session.clock(), change)
+        record = self._session.tenures.discard(now, self._session.clock(), change, salvaged)
         log.warning(
-            "volume %s (%s): what gateway %s had answered and not written back was discarded",
+            "volume %s (%s): what gateway %s had answered and not written back was discarded%s",
             seen.id,
             seen.name,
             at.gateway,
+            "" if salvaged is None else f"; of its log {_told(salvaged)}",
         )
         return record
+
+
+def _told(salvaged: Salvaged) -> str:
+    return (
+        f"{salvaged.written_bytes} bytes were written back, and {salvaged.given_up_bytes} given up"
+    )
 
 
 def _was_changed(seen: RbdVolumeRecord) -> InUseError:

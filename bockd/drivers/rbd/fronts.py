@@ -135,7 +135,7 @@ class Fronts:
         self._logs[image] = closed
         closed.subscribe(forget)
 
-    async def _log_closed(self, image: str) -> None:
+    async def log_closed(self, image: str) -> None:
         """Return when the log of an image is closed that was lost, or given back, and is closed in
         the background."""
         if (earlier := self._logs.get(image)) is not None:
@@ -169,11 +169,13 @@ class Fronts:
         if self.write_backs is None:
             log.warning("volume %s is served write-through: no write_back.directory", record.id)
             return None
-        await self._log_closed(record.image)
+        await self.log_closed(record.image)
         try:
             reach = None if here is None else here.reach
             dirty = partial(marks.dirty, self.write_backs.id)
-            return await self.write_backs.open(below, record.image, reach, dirty, marks.clean)
+            return await self.write_backs.open(
+                below, record.image, reach, dirty, marks.clean, marks.unnotable
+            )
         except BockdError as error:
             if here is not None:
                 raise
@@ -262,7 +264,7 @@ class Fronts:
         opening or start does it."""
         if self.write_backs is None:
             return
-        await self._log_closed(image)
+        await self.log_closed(image)
         try:
             await self.write_backs.discard(image, keep=keep)
         except BockdError as error:

@@ -30,7 +30,7 @@ from bockd.errors import (
 from bockd.index.keys import FIRST_KEY, LAST_KEY, id_key, key_id
 from bockd.index.tables import Table
 from bockd.model import CacheMode, NodeKind, SnapshotId, VolumeId
-from bockd.pool.caches import LogReach
+from bockd.pool.caches import LogReach, Salvaged
 from bockd.pool.index import Index, Transaction
 from bockd.pool.nodes import SNAPSHOTS, VOLUMES, decode_record
 from bockd.pool.pool import WithVolume, nothing_more
@@ -67,6 +67,9 @@ class DirtyAt(NamedTuple):
     """The same."""
     directory: str = ""
     """The id of the directory there that has the log; empty if it was written down without."""
+    unnotable: bool = False
+    """The disk of the log did not take how much of it is below, so there may be more than its
+    progress says: it must not be replayed in part."""
 
     @property
     def reach(self) -> LogReach:
@@ -112,6 +115,8 @@ class RbdVolumeRecord(VolumeRecord):
     """None: the image has all that was answered."""
     discarded: Discarded | None = None
     """The last time that this was done."""
+    salvaged: Salvaged | None = None
+    """What became of the log then. None: it was not read."""
 
     def dirty_elsewhere(self, gateway: str) -> bool:
         """Return whether the volume is dirty at another gateway than this one."""
@@ -241,6 +246,18 @@ def _date(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
+def _taken_record(txn: Transaction, volume: VolumeId, epoch: int) -> RbdVolumeRecord:
+    """Return the record of a volume that this gateway has since an epoch. Raises
+    VolumeTakenError."""
+    try:
+        now = volume_record(txn, volume)
+    except NotFoundError as error:
+        raise VolumeTakenError(f"volume {volume} is gone") from error
+    if now.epoch != epoch:
+        raise VolumeTakenError(f"another gateway has taken volume {volume}")
+    return now
+
+
 class Tenures:
     """Who has a volume, and where it is dirty, in the index. Everything here blocks."""
 
@@ -318,6 +335,17 @@ class Tenures:
 
         self._index.update(change)
 
+    def mark_unnotable(self, volume: VolumeId, epoch: int) -> None:
+        """Write down, of a volume that is dirty, that more may be in its image than its log says.
+        Raises as `mark_dirty` does."""
+
+        def change(txn: Transaction) -> None:
+            now = _taken_record(txn, volume, epoch)
+            if now.dirty_at is not None and not now.dirty_at.unnotable:
+                put_record(txn, replace(now, dirty_at=now.dirty_at._replace(unnotable=True)))
+
+        self._index.update(change)
+
     def mark_clean(self, volume: VolumeId, epoch: int) -> None:
         """Write down that the image of a volume has all that was answered. Raises as `mark_dirty`
         does."""
@@ -331,12 +359,7 @@ class Tenures:
         in_transaction: Callable[[Transaction], None],
     ) -> None:
         def change(txn: Transaction) -> None:
-            try:
-                now = volume_record(txn, volume)
-            except NotFoundError as error:
-                raise VolumeTakenError(f"volume {volume} is gone") from error
-            if now.epoch != epoch:
-                raise VolumeTakenError(f"another gateway has taken volume {volume}")
+            now = _taken_record(txn, volume, epoch)
             if not same_log(now.dirty_at, dirty):
                 put_record(txn, replace(now, dirty_at=dirty))
             in_transaction(txn)
@@ -348,10 +371,11 @@ class Tenures:
         seen: RbdVolumeRecord,
         now_seconds: float,
         in_transaction: WithVolume = nothing_more,
+        salvaged: Salvaged | None = None,
     ) -> RbdVolumeRecord:
-        """Write down that what was dirty when a record was seen is given up. Whoever had the volume
-        finds that it is not the last any more. Return the new record. Raises InUseError: it was
-        taken, or is dirty anew; BockdError."""
+        """Write down that what was dirty when a record was seen is given up, and what became of its
+        log. Whoever had the volume finds that it is not the last any more. Return the new record.
+        Raises InUseError: it was taken, or is dirty anew; BockdError."""
 
         def change(txn: Transaction) -> RbdVolumeRecord:
             now = unchanged(txn, seen)
@@ -366,6 +390,7 @@ class Tenures:
                 epoch=now.epoch + 1,
                 dirty_at=None,
                 discarded=Discarded(now_seconds, at.gateway, at.since),
+                salvaged=salvaged,
             )
             put_record(txn, record)
             in_transaction(txn, record)

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from bockd.drivers.rbd.records import DirtyAt, Identity, Tenures
 from bockd.model import VolumeId
-from bockd.pool.caches import LogReach
+from bockd.pool.caches import LogReach, Salvaged
 from bockd.pool.device import BlockDevice
 from bockd.pool.figures import Figure
 from bockd.runtime.steps import Steps, blocking_apart
@@ -80,6 +80,31 @@ class WriteBackDevice(BlockDevice, Protocol):
         ...
 
 
+class WriteBackSalvage(Protocol):
+    """Writes to an image what a damaged log of it has before its damage."""
+
+    def drain(self) -> Steps[None]:
+        """Return when all of that is below and flushed. Raises UnreadableError: the rest of it
+        cannot be read; BockdError."""
+        ...
+
+    def carried_out(self) -> int:
+        """Do what `WriteBackDevice.carried_out` does."""
+        ...
+
+    def left_bytes(self) -> int:
+        """Return how much of the log is not below that may yet be."""
+        ...
+
+    def result(self) -> Salvaged:
+        """Return what has become of the log, if the rest is given up now."""
+        ...
+
+    def close(self) -> Steps[None]:
+        """Send nothing below any more, end a `drain`, and leave the log as it is."""
+        ...
+
+
 class WriteBacks(Protocol):
     """Makes them: `bockd.drivers.writeback.directory.WriteBackDirectory`."""
 
@@ -100,12 +125,21 @@ class WriteBacks(Protocol):
         dirty: LogReach | None,
         on_dirty: Callable[[str], Steps[None]],
         on_clean: Callable[[], Steps[None]],
+        on_unnotable: Callable[[], Steps[None]],
     ) -> Steps[WriteBackDevice]:
         """Put a log in front of an image. `dirty` is what the record says of the log which has what
         is dirty; None: nothing is, so logs of the image that are here are void. `on_dirty` is
         awaited before the first write is answered that is not below, with the log's id; `on_clean`
-        when nothing is dirty any more. Raises DamagedError: the log is missing, or an older one, or
-        damaged, or the record is older than the log; BockdError."""
+        when nothing is dirty any more; `on_unnotable` before more may be below than the log says.
+        Raises DamagedError: the log is missing, or an older one, or damaged, or the record is older
+        than the log; BockdError."""
+        ...
+
+    def salvage(
+        self, below: BlockDevice, image: str, dirty: LogReach
+    ) -> Steps[WriteBackSalvage | None]:
+        """Begin to write to an image what its log has before its damage: the rest is to be given
+        up. None: nothing of the log can be used. Raises BockdError: it cannot be read."""
         ...
 
     def images(self) -> list[str]:
@@ -164,3 +198,7 @@ class DirtyMarks:
     async def clean(self) -> None:
         """Write down that nothing is dirty. Raises as `dirty` does."""
         await blocking_apart("dirty marks", self.tenures.mark_clean, self.volume, self.epoch)
+
+    async def unnotable(self) -> None:
+        """Write down that more may be in the image than the log says. Raises as `dirty` does."""
+        await blocking_apart("dirty marks", self.tenures.mark_unnotable, self.volume, self.epoch)

@@ -24,9 +24,12 @@ from pathlib import Path
 from bockd.directories import claim_directory
 from bockd.drivers.writeback.aside import has_unwritten, is_aside, put_aside
 from bockd.drivers.writeback.binding import Binding, LoggedPool
+from bockd.drivers.writeback.damagedlog import recover_prefix
 from bockd.drivers.writeback.device import SharedWriteBackDevice, WriteBackDevice
 from bockd.drivers.writeback.log import BrokenLogError, Log
+from bockd.drivers.writeback.progress import Progress
 from bockd.drivers.writeback.recovery import create, recover
+from bockd.drivers.writeback.salvage import DamagedLog, Salvage
 from bockd.drivers.writeback.segment import SEGMENT_BYTES, log_call, taken_by
 from bockd.drivers.writeback.space import Space
 from bockd.drivers.writeback.way import Way
@@ -250,6 +253,7 @@ class WriteBackDirectory:
         dirty: LogReach | None,
         on_dirty: Callable[[str], Steps[None]],
         on_clean: Callable[[], Steps[None]],
+        on_unnotable: Callable[[], Steps[None]],
     ) -> WriteBackDevice:
         """Put write-back in front of a volume that was just taken.
 
@@ -259,7 +263,8 @@ class WriteBackDirectory:
         and counts it. `on_clean` commits that nothing is any more: when it returns, nothing that
         was asked for earlier is committed later, though that had raised an error. Neither is called
         while the other one runs; one that raises VolumeTakenError makes the volume lost. After
-        `on_clean`, whatever it raised, `on_dirty` is not called with that log's id.
+        `on_clean`, whatever it raised, `on_dirty` is not called with that log's id. `on_unnotable`
+        commits that more may be below than the progress of the log that is dirty says.
 
         Raises:
             DamagedError: that log is not here, not whole, or older than what the record says, or
@@ -273,7 +278,7 @@ class WriteBackDirectory:
             if dirty is None:
                 await self._remove_void(image, keep=True)
             opened = None if dirty is None else await self._recover(image, dirty)
-            device = self._device(below, image, opened, on_dirty, on_clean)
+            device = self._device(below, image, opened, on_dirty, on_clean, on_unnotable)
         except BaseException as error:
             del self._open[image]
             if isinstance(error, BockdError):
@@ -294,27 +299,49 @@ class WriteBackDirectory:
                 f"{_ADVICE}"
             ) from error
         recovered = Log(opened, self.space, self._spawn, self._clock)
-        progress = opened.progress
-        if dirty.done < progress.known_done or dirty.synced < progress.known_synced:
+        try:
+            _refuse_another_age(path, opened.progress, opened.sequence, dirty)
+        except BaseException:
             await recovered.close()
-            raise DamagedError(
-                f"the log {path} has gone on since the state of the pool, as one has whose pool "
-                "was put back to an older state, which lacks what came between: put the newest one "
-                "back, and reopen the volume (bock volume reopen). Only if that is lost for good, "
-                "go on without the log (bock volume discard-cache)"
-            )
-        if opened.progress.done < dirty.done or opened.sequence < dirty.synced:
-            await recovered.close()
-            raise DamagedError(
-                f"the log {path} is older than what is known of it, as one is that was restored "
-                "from a backup, and what came after it may be below: put the newest one back, and "
-                "reopen the volume (bock volume reopen). "
-                f"{_ADVICE}"
-            )
+            raise
         with suppress(BrokenLogError):
             # What was read back is on the disk: nothing that comes later may be below without it.
             await recovered.flush()
         return recovered
+
+    async def salvage(self, below: BlockDevice, image: str, dirty: LogReach) -> Salvage | None:
+        """Begin to write below what the log of a volume that was just taken has before its damage:
+        the rest is to be given up. `dirty` is what the driver's record says of the log.
+
+        Return what does it, which is to be closed; None: nothing of the log can be used, for it is
+        missing, does not say how much of it is below, or is not of the record's age. Raises
+        BockdError: it cannot be read.
+        """
+        assert image not in self._open, "it is open"
+        self._open[image] = None
+        path = log_path(self.path, image, dirty.log)
+        try:
+            async with self._recovering:
+                prefix = await log_call(recover_prefix, path, image, dirty.log)
+            try:
+                _refuse_another_age(path, prefix.progress, prefix.last, dirty)
+                return Salvage(
+                    below,
+                    prefix,
+                    lambda opened: DamagedLog(opened, self.space, self._spawn, self._clock),
+                    self._spawn,
+                    lambda: self._closed(image),
+                )
+            except BaseException:
+                prefix.close()
+                raise
+        except DamagedError as error:
+            del self._open[image]
+            log.warning("nothing of the damaged log %s is written back: %s", path, error)
+            return None
+        except BaseException:
+            del self._open[image]
+            raise
 
     def _device(
         self,
@@ -323,6 +350,7 @@ class WriteBackDirectory:
         opened: Log | None,
         on_dirty: Callable[[str], Steps[None]],
         on_clean: Callable[[], Steps[None]],
+        on_unnotable: Callable[[], Steps[None]],
     ) -> WriteBackDevice:
         kind = SharedWriteBackDevice if isinstance(below, SharedDevice) else WriteBackDevice
         way = Way(
@@ -332,6 +360,7 @@ class WriteBackDirectory:
             make_log=lambda: self._make_log(image),
             on_dirty=lambda log_id: self._announce(log_id, on_dirty),
             on_clean=on_clean,
+            on_unnotable=on_unnotable,
             on_closed=lambda: self._closed(image),
             spawn=self._spawn,
         )
@@ -378,6 +407,24 @@ class WriteBackDirectory:
                 device.way.look()
         if self._aside and not self._counting:
             self._counting = try_spawn(self._spawn, self._count_aside())
+
+
+def _refuse_another_age(path: Path, progress: Progress, last: int, dirty: LogReach) -> None:
+    """Raise DamagedError if a log, with records up to `last`, is older than what is known of it, or
+    that is older than the log."""
+    if dirty.done < progress.known_done or dirty.synced < progress.known_synced:
+        raise DamagedError(
+            f"the log {path} has gone on since the state of the pool, as one has whose pool "
+            "was put back to an older state, which lacks what came between: put the newest one "
+            "back, and reopen the volume (bock volume reopen). Only if that is lost for good, "
+            "go on without the log (bock volume discard-cache)"
+        )
+    if progress.done < dirty.done or last < dirty.synced:
+        raise DamagedError(
+            f"the log {path} is older than what is known of it, as one is that was restored "
+            "from a backup, and what came after it may be below: put the newest one back, and "
+            f"reopen the volume (bock volume reopen). {_ADVICE}"
+        )
 
 
 def _say_no_log(image: str, error: OSError) -> None:

@@ -111,7 +111,7 @@ class Log:
         """It is closed: nothing of it is changed any more."""
         self._progress = opened.progress
         self._known = opened.progress.known_done, opened.progress.known_synced
-        self._unnotable = False
+        self.unnotable = False
         """Noting the progress has failed: with each epoch, it would take its time again."""
         self._file = opened.file
         self._space = space
@@ -276,7 +276,7 @@ class Log:
         BrokenLogError: that has broken it. Of one that is broken, it is done as long as it can
         be."""
         async with self._noting:
-            if self.noted < self.done and not (self._unnotable or self.ended):
+            if self.noted < self.done and not (self.unnotable or self.ended):
                 broken = self.broken
                 try:
                     await self._note()
@@ -295,7 +295,7 @@ class Log:
         """Make durable how far the log has come as the driver has committed it. Raises
         BrokenLogError: that has broken it."""
         async with self._noting:
-            if not (self.ended or self._unnotable or self.broken) and (done, synced) > self._known:
+            if not (self.ended or self.unnotable or self.broken) and (done, synced) > self._known:
                 self._known = done, synced
                 await self._note()
 
@@ -306,7 +306,7 @@ class Log:
         try:
             await log_call(self._file.write, progress)
         except OSError as error:
-            self._unnotable = True
+            self.unnotable = True
             self.fail(f"noting its progress: {error}")
             raise BrokenLogError from error
         self._progress, self.noted = progress, done

@@ -18,6 +18,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -65,7 +66,7 @@ _MOMENT_SECONDS = 0.0001
 
 
 @dataclass
-class _Scanned:
+class Scanned:
     """A segment, and what was found in it."""
 
     segment: Segment
@@ -79,6 +80,10 @@ class _Scanned:
     """The place of the first record that does not verify."""
     error: OSError | None = None
     """Why what was found could not be written again."""
+
+    def drop_content(self) -> None:
+        """Keep no content: all of a log may be more than there is memory."""
+        self.content, self.places = _NOTHING, _NOWHERE
 
     def write_again(self, synced: int) -> None:
         """Write what follows a sequence as it was read: only this is known to be what verified."""
@@ -125,7 +130,7 @@ def recover(path: Path, image: str, log_id: str) -> Opened:
             raise DamagedError(f"the write-back log {path} has no {NAME}") from error
         segments: list[Segment] = []
         try:
-            _refuse_another(path, progress, image, log_id)
+            refuse_another(path, progress, image, log_id)
             for number in _needed(path, progress):
                 one = Segment.open(segment_path(path, number), number, progress.log)
                 segments.append(one)
@@ -137,7 +142,7 @@ def recover(path: Path, image: str, log_id: str) -> Opened:
             raise
 
 
-def _refuse_another(path: Path, progress: Progress, image: str, log_id: str) -> None:
+def refuse_another(path: Path, progress: Progress, image: str, log_id: str) -> None:
     if (progress.log, progress.image) != (log_id, image):
         raise DamagedError(f"{path} is the write-back log of another volume")
 
@@ -156,8 +161,8 @@ def _needed(path: Path, progress: Progress) -> list[int]:
 def _recover(path: Path, file: ProgressFile, progress: Progress, segments: list[Segment]) -> Opened:
     records = DirtyRecords()
     if progress.drained:
-        needless = _needless(path, segments)
-        return Opened(path, file, progress, segments, records, progress.done, needless)
+        left = needless(path, segments)
+        return Opened(path, file, progress, segments, records, progress.done, left)
     scanned, sequence = _scan_all(segments, progress, records)
     # The log goes on in the last segment that has a record; those behind it are spare.
     last = len(scanned) - 1
@@ -173,12 +178,12 @@ def _recover(path: Path, file: ProgressFile, progress: Progress, segments: list[
                 raise
             broken = f"making it ready when it was opened: {error}"
             progress = msgspec.structs.replace(progress, broken=broken)
-    needless = _needless(path, segments)
-    return Opened(path, file, progress, segments, records, sequence, needless)
+    left = needless(path, segments)
+    return Opened(path, file, progress, segments, records, sequence, left)
 
 
 def _make_ready(
-    path: Path, file: ProgressFile, progress: Progress, scanned: list[_Scanned], sequence: int
+    path: Path, file: ProgressFile, progress: Progress, scanned: list[Scanned], sequence: int
 ) -> Progress:
     """Make all that was read durable, and that nothing is behind it. Return the progress that says
     so. Raises OSError: nothing may be appended."""
@@ -216,7 +221,7 @@ def _remove_but(path: Path, needed: list[Segment]) -> None:
     sync_directory(path)
 
 
-def _needless(path: Path, needed: list[Segment]) -> int:
+def needless(path: Path, needed: list[Segment]) -> int:
     """Return what segments take that are not needed."""
     others = _others(path, [one.path.name for one in needed])
     return sum(one.stat().st_size for one in others if one.suffix == SUFFIX)
@@ -232,18 +237,17 @@ def _others(path: Path, needed: list[str]) -> list[Path]:
 
 def _scan_all(
     segments: list[Segment], progress: Progress, records: DirtyRecords
-) -> tuple[list[_Scanned], int]:
+) -> tuple[list[Scanned], int]:
     """Verify what follows the progress, up to the first segment, but for the first one, that has no
     record, and write again what nothing calls synced. Enter in `records` what is not below. Return
     the sequence of the last one, too."""
-    scanned, sequence, synced = list[_Scanned](), progress.first_sequence - 1, progress.synced
+    scanned, sequence, synced = list[Scanned](), progress.first_sequence - 1, progress.synced
     for segment in segments:
-        one = _scan(segment, sequence, progress.done, records)
+        one = scan(segment, sequence, progress.done, records)
         if scanned:
             if not one.places:
                 break
-            # All of a log may be more than there is memory.
-            scanned[-1].content, scanned[-1].places = _NOTHING, _NOWHERE
+            scanned[-1].drop_content()
         synced = max(synced, one.synced)
         if not progress.broken:
             one.write_again(synced)
@@ -252,7 +256,7 @@ def _scan_all(
     return scanned, sequence
 
 
-def _scan(segment: Segment, sequence: int, done: int, records: DirtyRecords) -> _Scanned:
+def scan(segment: Segment, sequence: int, done: int, records: DirtyRecords) -> Scanned:
     """Verify the records of a segment that follow a sequence."""
     content = memoryview(segment.content())
     places, synced, at, first = array("I"), 0, FIRST_RECORD, sequence + 1
@@ -270,7 +274,7 @@ def _scan(segment: Segment, sequence: int, done: int, records: DirtyRecords) -> 
     if places:
         segment.first_sequence, segment.last_sequence = first, sequence
     segment.go_on_behind(content, at)
-    return _Scanned(segment, content, places, synced, at)
+    return Scanned(segment, content, places, synced, at)
 
 
 def _give_way(nth: int) -> None:
@@ -280,14 +284,14 @@ def _give_way(nth: int) -> None:
 
 
 def _refuse_damage(
-    path: Path, progress: Progress, tail: _Scanned, behind: list[Segment], sequence: int
+    path: Path, progress: Progress, tail: Scanned, behind: list[Segment], sequence: int
 ) -> None:
     """Raise DamagedError, if no crash can have ended the log where it ends."""
     seed, wanted = tail.segment.seed, sequence + 1
     synced, later, whole = max(progress.synced, tail.synced), False, False
     for nth, (content, at) in enumerate(_ends(tail, behind)):
-        if (known := _synced_after(content, at, seed, sequence)) is not None:
-            synced, later = max(synced, known), True
+        if (known := found_after(content, at, seed, sequence)) is not None:
+            synced, later = max(synced, known.synced), True
         header = parse(content, at) if nth < 2 else None
         if header is not None and header.sequence == wanted:
             whole = whole or not _is_torn(content, at, header)
@@ -302,17 +306,25 @@ def _refuse_damage(
         log.warning("%s: what follows record %d was never flushed, and is gone", path, sequence)
 
 
-def _ends(tail: _Scanned, behind: list[Segment]) -> Iterator[tuple[memoryview, int]]:
+def _ends(tail: Scanned, behind: list[Segment]) -> Iterator[tuple[memoryview, int]]:
     """Yield what may have something behind the end of the log, and where, one after the other."""
     yield tail.content, tail.end
     for segment in behind:
         yield memoryview(segment.content()), FIRST_RECORD
 
 
-def _synced_after(content: memoryview, at: int, seed: int, sequence: int) -> int | None:
-    """Return the highest sequence that is called synced by what verifies from a place on, of
-    records that follow a sequence. None: nothing verifies."""
-    synced = None
+class FoundAfter(NamedTuple):
+    """What verifies behind a place at which something does not."""
+
+    last: int
+    """The highest sequence of it."""
+    synced: int
+    """The highest sequence that it calls synced."""
+
+
+def found_after(content: memoryview, at: int, seed: int, sequence: int) -> FoundAfter | None:
+    """Look for records that follow a sequence, from a place on. None: nothing verifies."""
+    last, synced = 0, 0
     for nth, place in enumerate(range(at, end_of_data(content, at), HEADER_BYTES), 1):
         header = parse(content, place)
         if (
@@ -320,9 +332,9 @@ def _synced_after(content: memoryview, at: int, seed: int, sequence: int) -> int
             and header.sequence > sequence
             and verifies(content, place, header, seed)
         ):
-            synced = max(synced or 0, header.synced)
+            last, synced = max(last, header.sequence), max(synced, header.synced)
         _give_way(nth)
-    return synced
+    return FoundAfter(last, synced) if last else None
 
 
 def end_of_data(content: memoryview, at: int) -> int:

@@ -52,6 +52,7 @@ class Way:
         make_log: Callable[[], Steps[Log | None]],
         on_dirty: Callable[[str], Steps[None]],
         on_clean: Callable[[], Steps[None]],
+        on_unnotable: Callable[[], Steps[None]],
         on_closed: Callable[[], None],
         spawn: Spawn,
     ) -> None:
@@ -64,6 +65,7 @@ class Way:
         self._writer: Writer | None = None
         self._on_dirty = on_dirty
         self._on_clean = on_clean
+        self._on_unnotable = on_unnotable
         self._on_closed = on_closed
         self._spawn = spawn
         self._through = False
@@ -99,7 +101,7 @@ class Way:
 
     def _take_log(self, taken: Log) -> None:
         self.log = taken
-        self._writer = Writer(self.below, taken, self._spawn, self._on_error)
+        self._writer = Writer(self.below, taken, self._spawn, self._on_error, self._on_unnotable)
         self._looked_at = self._quiet_looks = 0
 
     def kick(self) -> None:

@@ -4,6 +4,8 @@ Invariants:
 * Nothing of an epoch is sent before all of the one before it has succeeded, and then a flush.
 * Nothing of it is sent before the progress of the one before that is durable: a log is replayed
   from its progress on, and must not be replayed over what is two epochs newer.
+* Without a progress that the disk takes, nothing is sent before the driver has committed that
+  (`on_unnotable`): nobody knows any more from the log alone how much of it is below.
 * An epoch that has failed is sent again, as a whole, when none of its requests is under way.
 """
 
@@ -19,7 +21,7 @@ from bockd.drivers.writeback.records import Kind
 from bockd.errors import BockdError, DamagedError, DeviceError, UnavailableError, UnreadableError
 from bockd.failpoints import Failpoint, hit
 from bockd.pool.device import BlockDevice
-from bockd.runtime.steps import Spawn, blocking, try_spawn
+from bockd.runtime.steps import Spawn, Steps, blocking, try_spawn
 from bockd.runtime.waiting import Pulse
 
 log = logging.getLogger(__name__)
@@ -38,8 +40,10 @@ class Writer:
         source: Log,
         spawn: Spawn,
         on_error: Callable[[BockdError], None],
+        on_unnotable: Callable[[], Steps[None]],
     ) -> None:
-        """`on_error` is told of each attempt that has failed."""
+        """`on_error` is told of each attempt that has failed. `on_unnotable` is awaited before
+        anything is sent of a log whose disk does not take its progress any more."""
         self.error: BockdError | None = None
         """Why the last attempt has failed."""
         self.stopped = False
@@ -48,6 +52,8 @@ class Writer:
         self._log = source
         self._spawn = spawn
         self._on_error = on_error
+        self._on_unnotable = on_unnotable
+        self._is_known_unnotable = False
         self._said = ""
         self._pulse = Pulse()
 
@@ -118,6 +124,11 @@ class Writer:
         self._on_error(error)
 
     async def _write(self, epoch: Epoch) -> None:
+        if self._log.unnotable and not self._is_known_unnotable:
+            await self._on_unnotable()
+            self._is_known_unnotable = True
+            if self.stopped:
+                return
         await _Sending(self, epoch, self._spawn).run()
         if self.stopped:
             return

@@ -113,6 +113,7 @@ class Gateway:
         """The record and its image are not touched."""
         self.in_transaction: Callable[..., None] = nothing_more
         self.fronts = self
+        self.write_backs = None
         self.spawn: Any = spawn
         self.drain: Any = self.succeed
         self.session = SimpleNamespace(
@@ -131,6 +132,9 @@ class Gateway:
 
     def is_dirty_here(self, _volume: VolumeId) -> bool:
         return self.now.dirty_at == HERE
+
+    def record(self, _volume: VolumeId) -> RbdVolumeRecord:
+        return self.now
 
     async def open_volume(self, volume: VolumeId, *_arguments: object) -> Any:
         self.openings += 1

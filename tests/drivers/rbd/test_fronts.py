@@ -70,7 +70,9 @@ class Fronted(Opened):
         dirty = None if self.record is None else DirtyAt("here", self.record, 1.0)
         record = replace(VOLUME, cache=CacheMode.WRITE_BACK, dirty_at=dirty)
         below: Any = self.below
-        marks: Any = SimpleNamespace(dirty=self._mark, clean=self._on_clean)
+        marks: Any = SimpleNamespace(
+            dirty=self._mark, clean=self._on_clean, unnotable=self._on_unnotable
+        )
         return self.fronts.of_volume(below, record, lambda: None, marks)
 
 

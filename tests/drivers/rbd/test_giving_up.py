@@ -23,6 +23,7 @@ from bockd.errors import (
     from_os_error,
 )
 from bockd.model import CacheMode, VolumeId
+from bockd.pool.caches import LogReach, Salvaged
 from bockd.runtime.steprunner import StepRunner
 from bockd.runtime.steps import Signal, Steps, run_inline
 from tests.drivers.rbd.ceph import need_modules
@@ -63,6 +64,8 @@ VOLUME = RbdVolumeRecord(
 
 class Claim:
     """An image in a cluster that has no other gateway."""
+
+    image = None
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
@@ -274,6 +277,117 @@ def test_what_could_not_be_read_once_is_tried_again(gateway: Gateway) -> None:
     run_inline(write_back_left(gateway.nodes, ID))
     assert gateway.tenures.look(ID).dirty_at is None
     assert gateway.owner is None
+
+
+class Begun:
+    """What writes back what is whole of a damaged log."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self.closed = False
+
+    async def drain(self) -> None:
+        assert self._gateway.owner == "address", "the volume is taken"
+        assert self._gateway.tenures.look(ID).dirty_at is not None
+        self._gateway.read()
+        if not self._gateway.below.fired:
+            await self._gateway.below
+
+    def carried_out(self) -> int:
+        self._gateway.moved += 1
+        return self._gateway.moved
+
+    def left_bytes(self) -> int:
+        return 7
+
+    def result(self) -> Salvaged:
+        assert self.closed
+        return Salvaged(20, 30)
+
+    async def close(self) -> None:
+        assert self._gateway.owner == "address", "it is not given back before"
+        self.closed = True
+        self._gateway.below.fire()
+
+
+def damaged(gateway: Gateway, *, usable: bool = True) -> list[tuple[str, LogReach]]:
+    """Have a log that is damaged. Return what is asked for that is written back of it."""
+    gateway.open_log = raising(DamagedError("a checksum"))
+    asked = list[tuple[str, LogReach]]()
+
+    async def salvage(_below: object, image: str, reach: LogReach) -> Begun | None:
+        asked.append((image, reach))
+        return Begun(gateway) if usable else None
+
+    gateway.nodes.fronts.write_backs = SimpleNamespace(salvage=salvage)
+    return asked
+
+
+def test_what_is_whole_of_a_damaged_log_is_written_back_before_the_rest_is_given_up(
+    gateway: Gateway,
+) -> None:
+    asked = damaged(gateway)
+    gateway.discard()
+    now = gateway.tenures.look(ID)
+    assert (now.dirty_at, now.salvaged, gateway.owner) == (None, (20, 30), None)
+    assert asked == [(VOLUME.image, LogReach("log", 0, 0))]
+    assert gateway.put_aside == [VOLUME.image]
+    state = gateway.operations.state(now)
+    assert state.salvaged == Salvaged(20, 30)
+
+
+def test_of_what_cannot_be_read_to_its_end_the_rest_is_given_up(gateway: Gateway) -> None:
+    damaged(gateway)
+    gateway.read = raising(UnreadableError("a sector"))
+    gateway.discard()
+    assert gateway.tenures.look(ID).salvaged == (20, 30)
+
+
+@pytest.mark.parametrize("unnotable", [True, False])
+def test_of_a_log_that_cannot_be_used_nothing_is_written_back(
+    unnotable: bool, gateway: Gateway
+) -> None:
+    asked = damaged(gateway, usable=unnotable)
+    if unnotable:  # more may be there than it says
+        gateway.tenures.mark_unnotable(ID, VOLUME.epoch)
+    gateway.discard()
+    now = gateway.tenures.look(ID)
+    assert (now.dirty_at, now.salvaged, bool(asked)) == (None, None, not unnotable)
+    assert gateway.put_aside == [VOLUME.image]
+
+
+def test_while_the_cluster_does_not_take_what_is_whole_nothing_is_given_up(
+    gateway: Gateway,
+) -> None:
+    damaged(gateway)
+    gateway.read = raising(ClusterUnavailableError("the cluster does not answer"))
+    with pytest.raises(UnavailableError, match="nothing was discarded: the cluster does not"):
+        gateway.discard()
+    assert gateway.tenures.look(ID).dirty_at == VOLUME.dirty_at
+    assert (gateway.put_aside, gateway.owner) == ([], None)
+
+
+def test_a_long_log_is_written_back_by_several_commands(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draining, "MOST_SECONDS", 0.0)
+    monkeypatch.setattr(draining, "LOOK_SECONDS", 0.0)
+    damaged(gateway)
+    gateway.below = Signal()
+    with pytest.raises(InUseError, match=r"7 bytes are left.*discard again, and that"):
+        gateway.discard()
+    assert gateway.tenures.look(ID).dirty_at == VOLUME.dirty_at
+    assert (gateway.put_aside, gateway.owner) == ([], None)
+    gateway.discard()
+    assert gateway.tenures.look(ID).salvaged == (20, 30)
+
+
+def test_a_log_that_is_discarded_anew_says_nothing_of_an_earlier_one(gateway: Gateway) -> None:
+    old = replace(VOLUME, salvaged=Salvaged(1, 2))
+    put_record(gateway.nodes.session.index, old)
+    gateway.open_log = raising(DamagedError("a checksum"))
+    gateway.discard()
+    assert gateway.tenures.look(ID).salvaged is None
 
 
 class Bus:

@@ -1,10 +1,10 @@
 """A process that writes to volume "one" with write-back, in DIRECTORY, and says what was answered.
 
-    python -m tests.drivers.writeback.dying DIRECTORY
+    python -m tests.drivers.writeback.dying DIRECTORY write|salvage
 
-It dies at the failpoint that its environment names. For each change that was answered it appends a
-line to `answered`: offset and value. The driver's record, and how often it was committed, is the
-file `record`.
+Or it writes back what is whole of a damaged log of that volume. It dies at the failpoint that its
+environment names. For each change that was answered it appends a line to `answered`: offset and
+value. The driver's record, and how often it was committed, is the file `record`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import os
 import sys
 from pathlib import Path
 
+from bockd.errors import NoSpaceError
 from bockd.failpoints import arm
 from bockd.model import BLOCK_SIZE
 
 from .filedevice import FileDevice
 from .opened import SIZE_BYTES, Opened
+from .salvaging import salvage
 
 BLOCKS = 24
 
@@ -30,12 +32,43 @@ class Recorded(Opened):
         (self.path.parent / "record").write_text(f"{self.begun} {record or ''}")
 
 
-def open_again(root: Path) -> Recorded:
-    """Open what an earlier process has left."""
+class Closed(Recorded):
+    """What an earlier process has left, and is not opened."""
+
+    def __init__(self, root: Path) -> None:
+        record, begun = _record(root)
+        super().__init__(root / "logs", FileDevice(root / "below", SIZE_BYTES), record, begun)
+
+    def open(self) -> None:  # type: ignore[override]
+        """Leave it closed."""
+
+    def flush(self) -> None:
+        """There is nothing to flush."""
+
+
+class _Refusing(FileDevice):
+    """It takes nothing."""
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        raise NoSpaceError("for a test")
+
+
+def log_only(root: Path) -> Recorded:
+    """Open a new volume, of which nothing gets below."""
+    root.mkdir()
+    return Recorded(root / "logs", _Refusing(root / "below", SIZE_BYTES))
+
+
+def _record(root: Path) -> tuple[str | None, int]:
     record = root / "record"
     begun, named = record.read_text().split(" ") if record.exists() else ("0", "")
-    below = FileDevice(root / "below", SIZE_BYTES)
-    return Recorded(root / "logs", below, named or None, int(begun))
+    return named or None, int(begun)
+
+
+def open_again(root: Path) -> Recorded:
+    """Open what an earlier process has left."""
+    record, begun = _record(root)
+    return Recorded(root / "logs", FileDevice(root / "below", SIZE_BYTES), record, begun)
 
 
 def main(root: Path) -> None:
@@ -60,4 +93,7 @@ def main(root: Path) -> None:
 
 if __name__ == "__main__":
     arm(os.environ)
-    main(Path(sys.argv[1]))
+    if sys.argv[2] == "salvage":
+        salvage(Closed(Path(sys.argv[1])))
+    else:
+        main(Path(sys.argv[1]))

@@ -39,6 +39,8 @@ class Opened:
         self.path = path
         self.below = below
         self.record = record
+        self.unnotable = False
+        """The record says that more may be below than the log says."""
         self.noted: LogReach | None = None
         """What the record says of a log besides its id."""
         self.commits: list[str | None] = []
@@ -46,7 +48,9 @@ class Opened:
         self.begun = begun
         """How many logs the index has counted, of earlier processes, too."""
         self.refusing = False
-        """Switch: the driver cannot commit."""
+        """Switch: the driver cannot commit that a log is dirty, or that nothing is."""
+        self.refusing_unnotable = False
+        """Switch: nor that more may be below than the log says."""
         self.gate: Signal | None = None
         """Switch: commits wait for this."""
         self.now = 1000.0
@@ -81,7 +85,14 @@ class Opened:
     def open(self) -> WriteBackDevice:
         """Open the volume."""
         self.device = self.run(
-            self.directory.open(self.below, IMAGE, self._reach(), self._on_dirty, self._on_clean)
+            self.directory.open(
+                self.below,
+                IMAGE,
+                self._reach(),
+                self._on_dirty,
+                self._on_clean,
+                self._on_unnotable,
+            )
         )
         return self.device
 
@@ -91,12 +102,18 @@ class Opened:
     async def _on_clean(self) -> None:
         await self._commit(None)
 
+    async def _on_unnotable(self) -> None:
+        if self.refusing_unnotable:
+            raise FailedError("the cluster does not answer")
+        self.unnotable = True
+
     async def _commit(self, record: str | None) -> None:
         if self.gate is not None:
             await self.gate
         if self.refusing:
             raise FailedError("the cluster does not answer")
         self.record = record
+        self.unnotable = False
         self.commits.append(record)
         self.begun += record is not None
 

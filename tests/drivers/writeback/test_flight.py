@@ -62,7 +62,7 @@ class Volumes:
 
         async def fill() -> None:
             for number, below in enumerate(self.below):
-                one = await self.directory.open(below, f"v{number}", None, commit, commit)
+                one = await self.directory.open(below, f"v{number}", None, commit, commit, commit)
                 self.devices.append(one)
                 data = bytes([number + 1]) * PIECE
                 for offset in range(0, SIZE_BYTES, PIECE):

@@ -12,6 +12,9 @@ What must hold (oracle.py):
 * The local disk is lost, at any moment: what is below is what a power cut could have left, at the
   same moment or an earlier one. But for a log that has failed, and whose progress the disk did not
   take: it is replayed over what is newer, and that must not be lost until it has come so far again.
+* A byte of the log is damaged, what is before that is written below, and the rest given up: the
+  same holds for what is below, at any moment, but for a log of which the record says that the disk
+  did not take its progress.
 * While the record says that nothing is dirty, others may have the volume, and lose nothing.
 * Once the volume is closed, nothing is sent below, and no file of its log is touched.
 * While nothing fails but the driver's commits, no client is told of an error.
@@ -33,8 +36,10 @@ from bockd.drivers.writeback.device import WriteBackDevice
 from bockd.drivers.writeback.directory import WriteBackDirectory
 from bockd.drivers.writeback.log import Log
 from bockd.drivers.writeback.progress import Progress, ProgressFile
+from bockd.drivers.writeback.salvage import Salvage
 from bockd.errors import BockdError, VolumeTakenError
 from bockd.model import KIB, MIB
+from bockd.pool.caches import LogReach
 from bockd.runtime.steps import Steps, blocking
 from tests.drivers.local.schedule import GRAVEYARD, Scheduler, UnevenScheduler, close_buried
 
@@ -66,6 +71,8 @@ class World:
         self.record: str | None = None
         self.noted = as_new("")
         """How far a log has come, as the record says."""
+        self.unnotable = False
+        """The record says that more may be below than the log says."""
         self.commits = 0
         self.unheard = 0.0
         """How many of the driver's commits fail: done or not, or done later."""
@@ -80,8 +87,9 @@ class World:
         """How many of them change what fails."""
         self.counts = dict.fromkeys(
             (
-                *("kill", "cut", "loss", "close", "reopen", "others"),
+                *("kill", "cut", "loss", "damage", "close", "reopen", "others"),
                 *("steps", "dirty", "broken", "full", "crowded", "failed syncs", "late"),
+                *("salvaged", "unnotable"),
             ),
             0,
         )
@@ -119,6 +127,7 @@ class World:
         """Power has failed since the volume was judged last."""
         self._replayed: tuple[str, int] | None = None
         """A log that may be replayed over what is newer, and up to which sequence."""
+        self._salvaging: Salvage | None = None
         self._unnoted = set[str]()
         """Logs whose disk did not take the last progress: that all of them is below, nobody may
         see."""
@@ -191,10 +200,16 @@ class World:
         async def clean() -> None:
             await self._commit(epoch, None)
 
-        reach = None
-        if self.record is not None:
-            reach = self.noted if self.noted.log == self.record else as_new(self.record)
-        opening = self.directory.open(self.image, IMAGE, reach, dirty, clean)
+        async def unnotable() -> None:
+            await blocking(_nothing)
+            if self.chance.random() < self.unheard:
+                raise FailedError("the commit")
+            if epoch != self.epoch:
+                raise VolumeTakenError("it was opened again since")
+            self.counts["unnotable"] += 1
+            self.unnotable = True
+
+        opening = self.directory.open(self.image, IMAGE, self._reach(), dirty, clean, unnotable)
         opened: list[WriteBackDevice] = []
 
         async def steps() -> None:
@@ -209,6 +224,11 @@ class World:
         self.device = opened[0]
         self._alive = True
         self._sound = not (self.below.failing or self.disk.failing)
+
+    def _reach(self) -> LogReach | None:
+        if self.record is None:
+            return None
+        return self.noted if self.noted.log == self.record else as_new(self.record)
 
     async def _commit(self, epoch: int, record: str | None) -> None:
         fails = self.chance.random() < self.unheard
@@ -228,6 +248,7 @@ class World:
             raise FailedError("the commit")
 
     def _set_record(self, record: str | None) -> None:
+        self.unnotable = self.unnotable and record == self.record
         self.record = record
         self.commits += 1
 
@@ -312,6 +333,73 @@ class World:
         self.oracle.reset(self.content_below(), self.tick(), durable=True)
         self.open()
 
+    def lose_part(self) -> None:
+        """Have a byte of the log damaged, write back what is before that, and give up the rest. The
+        process may be killed, and the power fail, meanwhile."""
+        self._end_process()
+        if self.chance.random() < 0.5:
+            self.cut()
+        if self.record is None:
+            self.open()
+            self.settle()
+            return
+        self.counts["damage"] += 1
+        self._damage(self.root / f"{IMAGE}.{self.record}")
+        goes_on = True
+        while goes_on:
+            goes_on = self.chance.random() < 0.5
+            self._begin_process()
+            if not self.unnotable:
+                self._salvage(self.chance.randrange(80) if goes_on else None)
+            self._end_process()
+            if self.chance.random() < 0.5:
+                self.cut()
+        self.below.cut()
+        self._judge_salvaged()
+        self._was_cut, self._replayed = False, None
+        self._unnoted.add(self.record)  # it is put aside
+        self._set_record(None)
+        self.oracle.reset(self.content_below(), self.tick(), durable=True)
+        self.open()
+
+    def _damage(self, log: Path) -> None:
+        one = self.chance.choice(sorted(log.glob("*.seg")))
+        content = bytearray(one.read_bytes())
+        used = len(content.rstrip(b"\0"))
+        content[self.chance.choice((0, *[self.chance.randrange(used)] * 9))] ^= 0x55
+        self.disk.leave(one, content)
+
+    def _salvage(self, events: int | None) -> None:
+        """Write back what is whole of the log; but let only so much happen."""
+        reach, ended = self._reach(), list[bool]()
+        assert reach is not None
+        self.image = Image(self.below)
+
+        async def steps() -> None:
+            begun = await self.directory.salvage(self.image, IMAGE, reach)
+            if begun is not None:
+                self._salvaging = begun
+                with suppress(BockdError):
+                    await begun.drain()
+                await begun.close()
+                self.counts["salvaged"] += begun.result().written_bytes > 0
+            ended.append(True)
+
+        self.start(steps())
+        while not ended and (events is None or events > 0):
+            if not self.advance(1):
+                raise ViolationError("it waits for nothing")
+            self._judge_salvaged()
+            events = None if events is None else events - 1
+        if ended:
+            self.finish()
+
+    def _judge_salvaged(self) -> None:
+        if not self.unnotable and not self.oracle.cut_ever(self.content_below(), self.tick()):
+            raise ViolationError(
+                f"at {self._now} a damaged log has left below what no power cut could have left"
+            )
+
     def close(self) -> None:
         """End the process in order, and open the volume again; the power may fail before that."""
         self.counts["close"] += 1
@@ -361,6 +449,11 @@ class World:
             for segment in log._all():
                 segment._close()
         self._alive = False
+        if self._salvaging is not None and (damaged := self._salvaging._log) is not None:
+            damaged._file.close()
+            for segment in damaged._all():
+                segment._close()
+        self._salvaging = None
 
     def _note_replay(self, log: Log) -> None:
         if log.broken and log.noted < log.done and not self._is_replayed():
@@ -512,6 +605,7 @@ class World:
     ENDS = (
         *("kill", "kill", "power_cut", "power_cut", "lose_disk", "close", "reopen"),
         *("two_ends", "two_ends", "cut_in_a_sync", "cut_before_the_record"),
+        *("lose_part", "lose_part"),
     )
 
     def play(self, steps: int) -> None:
