@@ -21,6 +21,10 @@ CLIENTS_SHARE: Final = 10
 LAYERS_SHARE: Final = 8
 """One in so many is for a frozen layer."""
 
+SEGMENTS_SHARE: Final = 4
+"""One in so many is for a segment of a write-back log: all that have something which is not below
+are open. A pool that has such logs has no layers of its own."""
+
 IDLE_SHARE: Final = 32
 """For one in so many, a volume may stay open that nobody uses."""
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from bockd.descriptors import SEGMENTS_SHARE, portion
 from bockd.directories import claim_directory
 from bockd.drivers.writeback.aside import has_unwritten, is_aside, put_aside
 from bockd.drivers.writeback.binding import Binding, LoggedPool
@@ -34,6 +35,7 @@ from bockd.drivers.writeback.segment import SEGMENT_BYTES, log_call, taken_by
 from bockd.drivers.writeback.space import Space
 from bockd.drivers.writeback.way import Way
 from bockd.errors import BockdError, DamagedError, InvalidRequestError, from_os_error, named
+from bockd.model import MIB
 from bockd.pool.caches import LogReach
 from bockd.pool.device import BlockDevice, SharedDevice
 from bockd.pool.figures import Figure
@@ -115,7 +117,7 @@ class WriteBackDirectory:
         try:
             has_logs = any(is_log(one) for one in path.iterdir())
             binding = Binding.open(path, pool, has_logs=has_logs)
-            space = Space(size_bytes, volume_bytes)
+            space = Space(_bounded(path, size_bytes, segment_bytes), volume_bytes)
             return cls(path, space, spawn, lock, binding, clock, segment_bytes)
         except BaseException as error:
             os.close(lock)
@@ -407,6 +409,22 @@ class WriteBackDirectory:
                 device.way.look()
         if self._aside and not self._counting:
             self._counting = try_spawn(self._spawn, self._count_aside())
+
+
+def _bounded(path: Path, size_bytes: int, segment_bytes: int) -> int:
+    """Return how much the logs may take, so that the process has descriptors for their segments and
+    for all else."""
+    count = max(MIN_SEGMENTS, portion(SEGMENTS_SHARE, size_bytes // segment_bytes))
+    bounded = min(size_bytes, count * segment_bytes)
+    if bounded < size_bytes // segment_bytes * segment_bytes:
+        log.warning(
+            "the write-back logs in %s take %d MiB at most, and not %d MiB, for the process may "
+            "have too few descriptors (ulimit -n) for their files",
+            path,
+            bounded // MIB,
+            size_bytes // MIB,
+        )
+    return bounded
 
 
 def _refuse_another_age(path: Path, progress: Progress, last: int, dirty: LogReach) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import resource
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from bockd.descriptors import SEGMENTS_SHARE
 from bockd.drivers.memory.device import MemoryDevice
 from bockd.drivers.writeback import segment
 from bockd.drivers.writeback.binding import FILE, LoggedPool
@@ -19,7 +21,7 @@ from bockd.drivers.writeback.directory import WriteBackDirectory
 from bockd.drivers.writeback.progress import ProgressFile
 from bockd.drivers.writeback.records import seed_of
 from bockd.errors import BockdError, ConflictError, DamagedError, InUseError
-from bockd.model import BLOCK_SIZE
+from bockd.model import BLOCK_SIZE, MIB
 from bockd.publictexts import UNREADABLE_LOG
 from bockd.runtime.steps import Background, Signal
 
@@ -726,3 +728,49 @@ def test_a_record_that_is_older_than_the_log_is_refused(
     opened.noted, opened.below = now, below
     opened.open()
     assert opened.read(0, 3 * BLOCK_SIZE) == 3 * ONE
+
+
+@pytest.fixture
+def few_descriptors() -> Iterator[int]:
+    """Let this process have few descriptors. Return how many."""
+    before, count = resource.getrlimit(resource.RLIMIT_NOFILE), 256
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, before[1]))
+    yield count
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def _open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_a_long_log_leaves_descriptors_for_all_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_descriptors: int
+) -> None:
+    """Also when it is read back."""
+    monkeypatch.setattr("tests.drivers.writeback.opened.BOUND_BYTES", 1000 * SEGMENT_BYTES)
+    below = MemoryDevice(32 * MIB)
+    before, most = _open_files(), few_descriptors // SEGMENTS_SHARE
+    opened = Opened(tmp_path / "logs", below)
+    below.gate = Signal()  # nothing gets below
+    data, written, waits = memoryview(ONE), 0, False
+    while not waits and written < 6000:
+        waits = not opened.begin(opened.device.write(written * BLOCK_SIZE, data))
+        written += not waits
+    assert waits, "the log grows without a bound"
+    assert len(list(opened.log_path().glob("*.seg"))) == most
+    assert _open_files() - before <= most + 4
+    opened.again()
+    assert _open_files() - before <= most + 4
+    assert opened.read((written - 1) * BLOCK_SIZE) == ONE
+    # A limit that is lower yet than when the log was written.
+    opened.die()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before + most // 2, hard))
+    opened.directory = opened._directory()
+    with pytest.raises(BockdError, match="Too many open files") as caught:
+        opened.open()
+    assert not isinstance(caught.value, DamagedError)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    opened.open()
+    assert opened.read((written - 1) * BLOCK_SIZE) == ONE
+    opened.dispose()
