@@ -6,6 +6,7 @@ import fcntl
 import os
 from pathlib import Path
 
+from bockd.durable import sync_directory
 from bockd.errors import InUseError, InvalidRequestError, from_os_error
 
 FILE_SYSTEMS_OWN = "lost+found"
@@ -40,15 +41,6 @@ def _missing(path: Path) -> list[Path]:
         missing.insert(0, path)
         path = path.parent
     return missing
-
-
-def sync_directory(path: Path) -> None:
-    """Make the directory's entries durable. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def claim_directory(path: Path, lock_name: str, what: str) -> int:

@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bockd.directories import make_private, sync_directory
-from bockd.durablefile import replace_file
+from bockd.directories import make_private
+from bockd.durable import replace_file, sync_directory
 from bockd.errors import DamagedError, InUseError, from_os_error
 from bockd.host.blockdevices import wait_until
 

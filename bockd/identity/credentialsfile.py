@@ -24,7 +24,7 @@ import msgspec
 
 from bockd.blockstorage.contract import Tenant, TenantId, Usage
 from bockd.blockstorage.records import USERS, Ledger, TenantRecord
-from bockd.directories import sync_directory
+from bockd.durable import sync_directory
 from bockd.errors import NotFoundError, UnavailableError, from_os_error
 from bockd.failpoints import Failpoint, hit
 from bockd.identity.accounts import (

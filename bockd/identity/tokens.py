@@ -23,7 +23,7 @@ from pathlib import Path
 import msgspec
 
 from bockd.blockstorage.contract import TenantId
-from bockd.durablefile import replace_file
+from bockd.durable import replace_file
 from bockd.errors import from_os_error
 
 log = logging.getLogger(__name__)

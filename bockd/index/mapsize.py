@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bockd.durablefile import replace_file
+from bockd.durable import replace_file
 from bockd.errors import DamagedError, from_os_error
 from bockd.model import TIB
 

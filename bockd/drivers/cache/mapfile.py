@@ -20,9 +20,9 @@ from pathlib import Path
 import msgspec
 from crc32c import crc32c
 
-from bockd.directories import sync_directory
 from bockd.drivers.cache.blockmap import LEAF_BLOCKS, SLOTS
 from bockd.drivers.cache.cachefile import Identity
+from bockd.durable import sync_directory
 from bockd.failpoints import Failpoint, hit
 
 MAGIC = b"bockmap1"

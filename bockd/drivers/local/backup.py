@@ -29,7 +29,7 @@ from typing import Any
 
 import msgspec
 
-from bockd.directories import FILE_SYSTEMS_OWN, make_durable, make_private, sync_directory
+from bockd.directories import FILE_SYSTEMS_OWN, make_durable, make_private
 from bockd.drivers.local.access import StoreAccess
 from bockd.drivers.local.format import cells
 from bockd.drivers.local.format.blockmap import own_leaves
@@ -40,7 +40,7 @@ from bockd.drivers.local.format.layer import segment_sizes
 from bockd.drivers.local.format.layout import Layout, unlink_if_present
 from bockd.drivers.local.format.leaf import LEAF_BYTES, LEAVES, leaf_key
 from bockd.drivers.local.format.locks import FileLock
-from bockd.durablefile import replace_file, unfinished
+from bockd.durable import replace_file, sync_directory, unfinished
 from bockd.errors import ConflictError, DamagedError, InvalidRequestError, from_os_error
 from bockd.index.ballast import Ballast
 from bockd.index.index import LmdbIndex

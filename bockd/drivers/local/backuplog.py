@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from bockd.durablefile import replace_file
+from bockd.durable import replace_file
 from bockd.pool.reports import BackupRecord
 
 log = logging.getLogger(__name__)

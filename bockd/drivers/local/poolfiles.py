@@ -6,7 +6,7 @@ import logging
 import os
 import time
 
-from bockd.directories import make_private, sync_directory
+from bockd.directories import make_private
 from bockd.drivers.local.access import StoreAccess
 from bockd.drivers.local.format.catalogue import FORMAT, LAYERS, Catalogue, PoolRecord
 from bockd.drivers.local.format.frozenlayer import OpenFiles
@@ -15,6 +15,7 @@ from bockd.drivers.local.format.layout import Layout
 from bockd.drivers.local.format.locks import FileLock, touch_if_possible
 from bockd.drivers.local.format.spares import SpareSegments
 from bockd.drivers.local.format.writepieces import choose_write_pieces
+from bockd.durable import sync_directory
 from bockd.errors import DamagedError, InUseError, NoSpaceError, PoolFormatError
 from bockd.failpoints import Failpoint, hit
 from bockd.index.ballast import Ballast

@@ -12,11 +12,11 @@ import itertools
 import os
 from pathlib import Path
 
-from bockd.directories import sync_directory
 from bockd.drivers.writeback.progress import ProgressFile
 from bockd.drivers.writeback.records import Kind, parse, verifies
 from bockd.drivers.writeback.recovery import end_of_data
 from bockd.drivers.writeback.segment import FIRST_RECORD, Segment, segments_in
+from bockd.durable import sync_directory
 from bockd.errors import DamagedError
 
 ASIDE = ".discarded"

@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from bockd.directories import sync_directory
 from bockd.drivers.writeback.segment import log_call, write_all
+from bockd.durable import sync_directory
 from bockd.errors import ConflictError, DamagedError, named
 from bockd.failpoints import Failpoint, hit
 from bockd.runtime.waiting import Mutex

@@ -22,7 +22,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from bockd.directories import sync_directory
 from bockd.drivers.local.format.journal import boot_id
 from bockd.drivers.writeback.dirtyrecords import DirtyRecords
 from bockd.drivers.writeback.log import Opened
@@ -43,6 +42,7 @@ from bockd.drivers.writeback.segment import (
     segment_path,
     segments_in,
 )
+from bockd.durable import sync_directory
 from bockd.errors import DamagedError, named
 from bockd.failpoints import Failpoint, hit
 from bockd.model import KIB

@@ -21,7 +21,6 @@ from typing import ParamSpec, TypeVar
 
 from crc32c import crc32c
 
-from bockd.directories import sync_directory
 from bockd.drivers.writeback.records import (
     HEADER_BYTES,
     MAX_DATA_BYTES,
@@ -33,6 +32,7 @@ from bockd.drivers.writeback.records import (
     seed_of,
     verifies,
 )
+from bockd.durable import sync_directory
 from bockd.errors import DamagedError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import KIB, MIB

@@ -6,9 +6,9 @@ import os
 import shutil
 from pathlib import Path
 
-from bockd.directories import sync_directory
 from bockd.drivers.writeback.flight import Flight
 from bockd.drivers.writeback.segment import log_call, segments_in, taken_by
+from bockd.durable import sync_directory
 from bockd.model import KIB, MIB
 
 MAX_MEMORY_BYTES = 400 * MIB

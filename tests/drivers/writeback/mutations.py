@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from bockd.directories import sync_directory
 from bockd.drivers.writeback import directory, epochs, recovery, segment, writer
 from bockd.drivers.writeback.directory import WriteBackDirectory
 from bockd.drivers.writeback.dirtymap import DirtyMap
@@ -22,6 +21,7 @@ from bockd.drivers.writeback.records import Header, Kind
 from bockd.drivers.writeback.segment import Segment
 from bockd.drivers.writeback.way import Way
 from bockd.drivers.writeback.writer import Writer
+from bockd.durable import sync_directory
 from bockd.errors import BockdError
 from bockd.model import BLOCK_SIZE
 from bockd.pool.caches import LogReach

@@ -11,7 +11,7 @@ import pytest
 
 from bockd.drivers.memory.device import FailedError, MemoryDevice
 from bockd.drivers.writeback import recovery
-from bockd.drivers.writeback.progress import ProgressFile
+from bockd.drivers.writeback.progress import Progress, ProgressFile
 from bockd.drivers.writeback.records import parse
 from bockd.drivers.writeback.segment import FIRST_RECORD, Segment
 from bockd.errors import DamagedError, NoSpaceError, UnreadableError
@@ -320,7 +320,7 @@ def test_if_the_disk_takes_no_progress_nothing_is_sent_without(
     damage(opened, 13)
     noted, written = list[int](), ProgressFile.write
 
-    def refusing(file: ProgressFile, progress: recovery.Progress) -> None:
+    def refusing(file: ProgressFile, progress: Progress) -> None:
         if progress.done > 4:
             raise OSError(errno.EIO, "for a test")
         written(file, progress)

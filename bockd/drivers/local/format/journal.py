@@ -52,8 +52,8 @@ from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
-from bockd.directories import sync_directory
 from bockd.drivers.local.format.layout import JournalName, Layout, unlink_if_present
+from bockd.durable import sync_directory
 from bockd.failpoints import Failpoint, hit
 from bockd.model import KIB, MIB
 from bockd.runtime.syncing import Syncing

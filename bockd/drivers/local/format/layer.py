@@ -20,12 +20,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bockd.directories import sync_directory
 from bockd.drivers.local.format.fileranges import punch_range, unwritten_ranges, zero_range
 from bockd.drivers.local.format.layout import Layout
 from bockd.drivers.local.format.prefetch import prefetch_range
 from bockd.drivers.local.format.windows import Window, Windows
 from bockd.drivers.local.format.writepieces import SMALL_BYTES
+from bockd.durable import sync_directory
 from bockd.errors import BockdError, DamagedError, from_os_error
 from bockd.failpoints import Failpoint, hit
 from bockd.model import BLOCK_SIZE, KIB, MIB, TIB, LayerId

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import NoReturn
 
-from bockd.directories import sync_directory
 from bockd.drivers.local.format.layer import SEGMENT_BYTES, Layer, close_all, segment_sizes
 from bockd.drivers.local.format.layout import Layout
+from bockd.durable import sync_directory
 from bockd.errors import DamagedError
 from bockd.failpoints import Failpoint, hit
 from bockd.model import MIB, LayerId

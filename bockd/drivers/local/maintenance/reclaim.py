@@ -22,7 +22,6 @@ from dataclasses import replace
 from enum import Enum
 from itertools import islice
 
-from bockd.directories import sync_directory
 from bockd.drivers.local.format import cells, checksums, queue
 from bockd.drivers.local.format.blockmap import FrozenLayers, own_leaves, queue_orphans
 from bockd.drivers.local.format.catalogue import (
@@ -40,6 +39,7 @@ from bockd.drivers.local.format.layerfiles import unlink_layer
 from bockd.drivers.local.format.leaf import LEAVES, Leaf, leaf_key
 from bockd.drivers.local.maintenance.merging import LayerMerger
 from bockd.drivers.local.registry import Registry
+from bockd.durable import sync_directory
 from bockd.errors import BockdError, DamagedError, NoSpaceError, from_os_error
 from bockd.failpoints import Failpoint, hit
 from bockd.index.keys import id_key, pair_key

@@ -30,7 +30,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from bockd.directories import sync_directory
 from bockd.drivers.local.access import StoreAccess, discard_segment
 from bockd.drivers.local.format.blockmap import MapChanges
 from bockd.drivers.local.format.catalogue import Catalogue, LocalVolumeRecord
@@ -39,6 +38,7 @@ from bockd.drivers.local.format.journalreading import SegmentContents, last_barr
 from bockd.drivers.local.format.layer import Layer
 from bockd.drivers.local.format.layout import JournalName
 from bockd.drivers.local.volume.lostpages import find_lost_pages
+from bockd.durable import sync_directory
 from bockd.errors import DamagedError, SyncFailedError, volume_failed
 from bockd.failpoints import Failpoint, hit
 from bockd.model import BLOCK_SIZE, VolumeId

@@ -1,11 +1,10 @@
-"""Small files of which a reader sees all of the old content or all of the new, whatever happens."""
+"""What outlasts a power cut: entries of directories, and small files of which a reader sees all of
+the old content or all of the new."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-
-from bockd.directories import sync_directory
 
 
 def unfinished(path: Path) -> Path:
@@ -29,3 +28,12 @@ def replace_file(path: Path, content: bytes) -> None:
         os.fsync(fd)
     os.replace(new, path)
     sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the directory's entries durable. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
