@@ -35,6 +35,7 @@ from bench.processes import (
 from bockd.cli.bock import main as bock
 from bockd.cli.client import ControlClient
 from bockd.model import NodeKind
+from bockd.overunix import UnixConnection
 from bockd.pool.reports import Space
 
 EXPORT = "bench"
@@ -172,10 +173,11 @@ def bockd_daemon(
     tcp: bool = False,
     mount: Path | None = None,
     config: Path = Path("/dev/null"),
+    loaded: bool = True,
 ) -> Iterator[Daemon]:
     """Run `bockd serve` on `data_dir` as a user would, but with a TCP listener for the block
     storage API only if it is to be `public`, and for NBD only with `tcp`. `mount` is where the file
-    view goes."""
+    view goes. Not `loaded`, it still imports the code of its HTTP frontends, in the background."""
     data_dir.parent.mkdir(parents=True, exist_ok=True)
     log = data_dir.with_suffix(".log")
     environment = {**_environment(data_dir), "BOCKD_CONFIG": str(config)}
@@ -190,7 +192,20 @@ def bockd_daemon(
         log=log,
         environment=environment,
     ) as pid:
+        if loaded:
+            _wait_for_http(data_dir / "api.sock")
         yield Daemon(pid, data_dir, log)
+
+
+def _wait_for_http(path: Path) -> None:
+    """Return when a daemon answers HTTP, in a way that has it build no API."""
+    connection = UnixConnection(path)
+    connection.timeout = READY_SECONDS
+    try:
+        connection.request("HEAD", "/healthz")
+        connection.getresponse()
+    finally:
+        connection.close()
 
 
 def program(name: str) -> str:

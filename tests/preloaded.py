@@ -14,6 +14,7 @@ BY_NAME = [
     *(place.partition(":")[0] for place in COMMANDS.values()),
     *("bockd.cli.bockd", "bockd.cli.http", "bockd.cli.storage", "httpx", "rich.table"),
     *("bockd.daemon.kinds", "bockd.daemon.lifecycle", "bockd.daemon.localbackend"),
+    "bockd.daemon.httpfrontends",
     *("encodings.idna", "pydantic.dataclasses", "pydantic.v1"),
 ]
 """Of commands, of daemons, and of the libraries that they import where they use them."""

@@ -9,8 +9,9 @@ from api.control import Body
 from api.dashboard.audit import note_entry, note_leaving, note_refused_entry
 from api.dashboard.changes import change_router
 from api.dashboard.data import data_router
-from api.dashboard.guard import ENTRY_PATH, Guard, session_in, set_session
+from api.dashboard.guard import Guard, session_in, set_session
 from api.dashboard.pages import page_router
+from api.dashboard.paths import ENTRY_PATH
 from api.dashboard.sessions import Sessions
 from api.faults import fault_of_error, install_faults
 from api.freshness import Freshness, Refresh

@@ -16,14 +16,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.dashboard.paths import ENTRY_PATH, FIRST_PAGE_PATH, STATIC_PATH
 from api.dashboard.sessions import SESSION_SECONDS, Sessions
 from api.faults import fault
 from api.intake import sent_path
 from bockd import logcontext
-
-ENTRY_PATH = "/enter"
-FIRST_PAGE_PATH = "/"
-STATIC_PATH = "/static/"
 
 PROTECTION: Mapping[str, str] = {
     "Content-Security-Policy": (

@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from api.dashboard.guard import ENTRY_PATH, FIRST_PAGE_PATH, STATIC_PATH
+from api.dashboard.paths import ENTRY_PATH, FIRST_PAGE_PATH, STATIC_PATH
 
 KINDS = {
     ".html": "text/html; charset=utf-8",

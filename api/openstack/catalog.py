@@ -9,12 +9,15 @@ services of type `compute` as ambiguous. So what has that name has a type of its
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from starlette.requests import Request
 from typing_extensions import TypedDict
 
 from api.openstack.paths import IDENTITY_PATH, IMAGE_ROOT, VERSION, VERSION_PATH
 from bockd.blockstorage.contract import TenantId
+
+if TYPE_CHECKING:  # the daemon imports this before it is ready, and Starlette after that
+    from starlette.requests import Request
 
 DEFAULT_REGION = "az-1.region-a.geo-1"
 """As section 3.2 names them: an availability zone in a region in a geography."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import TYPE_CHECKING
 from urllib.parse import quote
-
-from starlette.requests import Request
 
 from bockd.config import Address
 from bockd.config.address import NO_ADDRESS, parse_address
 from bockd.pool.gateways import Gateway
+
+if TYPE_CHECKING:  # the daemon imports this before it is ready, and Starlette after that
+    from starlette.requests import Request
 
 
 @dataclass(frozen=True, slots=True)

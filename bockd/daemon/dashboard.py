@@ -21,12 +21,12 @@ from urllib.parse import urlsplit
 import trio
 from starlette.types import ASGIApp
 
-from api.dashboard.guard import ENTRY_PATH
+from api.dashboard.paths import ENTRY_PATH
 from api.dashboard.sessions import LINK_SECONDS, Sessions
-from api.serve import serve_public
 from bockd import logcontext
 from bockd.config import Address
 from bockd.config.sections import DashboardSettings
+from bockd.daemon.loading import Loading
 from bockd.dashboardcontrol import DashboardLink
 from bockd.errors import InUseError, UnavailableError
 from bockd.model import TlsMode
@@ -57,8 +57,11 @@ BuildApp = Callable[[str, Sessions], ASGIApp]
 class Dashboard:
     """Implements bockd.dashboardcontrol.DashboardControl while `run` runs."""
 
-    def __init__(self, settings: DashboardSettings, build: BuildApp, tls: FrontendTls) -> None:
+    def __init__(
+        self, settings: DashboardSettings, build: BuildApp, tls: FrontendTls, loading: Loading
+    ) -> None:
         self._settings = settings
+        self._loading = loading
         self._build = build
         self._tls = tls
         self._sessions = Sessions()
@@ -74,12 +77,15 @@ class Dashboard:
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Serve on the configured listener, which the caller closes, or on one of our own when
-        somebody asks; until cancelled."""
+        somebody asks; until cancelled. Reports started when the listener has its origin; it is
+        served once `loading` is done."""
         with self._beside(listener) as listeners:
             async with trio.open_nursery() as self._nursery:
                 if listeners:
-                    start = self._nursery.start
-                    await start(self._serve, listeners, trio.sleep_forever, self._tls)
+                    self.origin = self._origin_of(listeners)
+                    self._nursery.start_soon(
+                        self._serve, self.origin, listeners, trio.sleep_forever, self._tls
+                    )
                 task_status.started()
                 await trio.sleep_forever()
 
@@ -102,7 +108,8 @@ class Dashboard:
     async def _serve_for_now(self, *, task_status: trio.TaskStatus[None]) -> None:
         logcontext.clear()  # it outlives the request that asked for a link
         with listening_at_loopback() as listeners:
-            await self._serve(listeners, self._until_unused, NO_TLS, task_status=task_status)
+            origin = self._origin_of(listeners)
+            await self._serve(origin, listeners, self._until_unused, NO_TLS, task_status)
 
     @contextmanager
     def _beside(self, listener: socket.socket | None) -> Iterator[list[socket.socket]]:
@@ -120,15 +127,20 @@ class Dashboard:
         await self._sessions.until_none()
         self.origin = None
 
+    def _origin_of(self, listeners: list[socket.socket]) -> str:
+        return origin_of(self._settings, address_of(listeners[0]))
+
     async def _serve(
         self,
+        origin: str,
         listeners: list[socket.socket],
         shutdown: Callable[[], Awaitable[None]],
         tls: FrontendTls,
-        *,
-        task_status: trio.TaskStatus[None],
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        origin = origin_of(self._settings, address_of(listeners[0]))
+        await self._loading.done()
+        from api.serve import serve_public
+
         app = self._build(origin, self._sessions)
         self.origin = origin
         await serve_public(

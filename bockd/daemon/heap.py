@@ -1,4 +1,5 @@
-"""The C library's heap: what is free is given back to the system (mallopt(3), malloc_trim(3)).
+"""Memory: what is free in the C library's heap is given back to the system (mallopt(3),
+malloc_trim(3)), and what stays is left out of collections.
 
 To hash a password takes 16 MiB for a moment. Left to itself, glibc keeps such pieces once it has
 met one: an idle daemon would hold them for good. Where there is no glibc nothing is done.
@@ -7,6 +8,7 @@ met one: an idle daemon would hold them for good. Where there is no glibc nothin
 from __future__ import annotations
 
 import ctypes
+import gc
 from typing import Final
 
 from bockd.model import MIB
@@ -37,7 +39,10 @@ def bound() -> None:
         _libc.mallopt(_M_ARENA_MAX, ARENAS)
 
 
-def trim() -> None:
-    """Give back to the system what is free now."""
+def settle() -> None:
+    """Have the garbage collector pass over what is alive now, because that stays, and give back to
+    the system what is free. Call it whenever much has been imported or built."""
+    gc.collect()
+    gc.freeze()
     if hasattr(_libc, "malloc_trim"):
         _libc.malloc_trim(0)

@@ -6,30 +6,20 @@ volumes are closed (flushed, their journals applied), and the pool last.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import socket
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 from prometheus_client.core import Metric
-from starlette.types import ASGIApp
 
-from api.app import Together, create_app
-from api.dashboard.sessions import Sessions
-from api.freshness import Refresh
-from api.metrics.app import MAX_CONNECTIONS as MAX_METRICS_CONNECTIONS
-from api.metrics.app import MetricsApp
 from api.metrics.counting import Requests
-from api.openstack.app import create_public_app
 from api.openstack.nbd import NbdFrontends
-from api.requestid import Identified
-from api.serve import serve_api, serve_public
 from bockd import descriptors
 from bockd.blockstorage.interrupted import detaching, resolve_interrupted
 from bockd.blockstorage.plugging import DevicePlugger
@@ -62,6 +52,7 @@ from bockd.daemon.heat import HeatWatch
 from bockd.daemon.idle import IdleExports
 from bockd.daemon.images import PoolImages
 from bockd.daemon.limiting import Limiting
+from bockd.daemon.loading import Loading
 from bockd.daemon.metrics.collector import Metrics
 from bockd.daemon.metrics.health import Health, Stage
 from bockd.daemon.metrics.tokens import CountedIdentity
@@ -96,6 +87,9 @@ from bockd.unixsocket import listening_unix
 from bockd.vm.machines import Machines
 from bockd.vm.plugger import MachinePlugger
 from bockd.vm.watch import Watch
+
+if TYPE_CHECKING:
+    from bockd.daemon.httpfrontends import HttpFrontends
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +176,6 @@ class _Daemon:
         self._retrying = Retrying(self._work.spawn)
         self._requests = Requests()
         self._health: Health
-        self._identity: CountedIdentity
         self._idle: IdleExports
 
     async def main(self) -> None:
@@ -254,13 +247,14 @@ class _Daemon:
         settings = self._settings
         with (
             ExitStack() as signals,
+            ExitStack() as last,
             listening_unix(settings.nbd_socket) as unix,
             listening(settings.nbd.listen, NBD_LISTEN_VARIABLE) as tcp,
             listening(settings.api.listen, API_LISTEN_VARIABLE) as api,
             listening(settings.metrics.listen, METRICS_LISTEN_VARIABLE) as metrics,
             listening(settings.dashboard.listen, "dashboard.listen") as pages,
         ):
-            await self._serve_frontends(unix, tcp, api, metrics, pages, signals)
+            await self._serve_frontends(unix, tcp, api, metrics, pages, signals, last)
 
     async def _serve_frontends(
         self,
@@ -270,6 +264,7 @@ class _Daemon:
         metrics: socket.socket | None,
         pages: socket.socket | None,
         signals: ExitStack,
+        last: ExitStack,
     ) -> None:
         # First: one that comes while the view is being mounted must not leave that behind.
         ended = signals.enter_context(ending_signals())
@@ -307,21 +302,37 @@ class _Daemon:
             await self._runner.run(self._pool.announce(addresses(settings, tcp, api)))
         async with trio.open_nursery() as frontends:
             storage = self._storage(frontends)
-            public = self._public_app(storage, tcp, refresh)
-
             heat = HeatWatch(self._pool, self._server)
             frontends.start_soon(heat.run)
 
-            def dashboard_app(origin: str, sessions: Sessions) -> ASGIApp:
-                # Its models are some MiB of memory, which few daemons need.
-                from api.dashboard.app import create_dashboard_app
+            identity = self._counted_identity()
+            watched = self._metrics(identity)
 
-                app = create_dashboard_app(
-                    origin, sessions, control, images, accounts, storage, heat, refresh
+            def http_frontends() -> HttpFrontends:
+                # When `loading` is done.
+                from bockd.daemon.httpfrontends import HttpFrontends
+
+                return HttpFrontends(
+                    control=control,
+                    images=images,
+                    accounts=accounts,
+                    storage=storage,
+                    identity=identity,
+                    catalog=catalog(settings.catalog),
+                    nbd=self._nbd_frontends(tcp),
+                    heat=heat,
+                    watched=watched,
+                    refresh=refresh,
+                    requests=self._requests,
                 )
-                return self._requests.counted("dashboard", Identified(app))
 
-            dashboard = Dashboard(settings.dashboard, dashboard_app, self._tls(settings.dashboard))
+            loading = Loading()
+            dashboard = Dashboard(
+                settings.dashboard,
+                lambda origin, sessions: http_frontends().dashboard_app(origin, sessions),
+                self._tls(settings.dashboard),
+                loading,
+            )
             frontends.start_soon(
                 serve_nbd,
                 self._server,
@@ -331,22 +342,10 @@ class _Daemon:
                 DiscreetExports(fresh(attached, refresh)),
                 self._tls(settings.nbd),
             )
-            ours = self._requests.counted(
-                "control", Identified(create_app(control, images, accounts, refresh, dashboard))
-            )
-            watched = self._metrics_app()
             frontends.start_soon(self._health.run)
             await frontends.start(dashboard.run, pages)
-            together = Together(ours, public, watched)
-            await frontends.start(serve_api, together, settings.api_socket)
             frontends.start_soon(images.give_up_abandoned)
             frontends.start_soon(limiting.run)
-            if api is not None:
-                tls = self._tls(settings.api)
-                context = None if tls.mode is TlsMode.OFF else tls.context
-                await frontends.start(partial(serve_public, public, api, tls=context))
-            if metrics is not None:
-                await frontends.start(self._serve_metrics, watched, metrics)
             if self._view is not None:
                 nodes = PoolNodes(self._pool, self._runner, exports, self._server)
                 await frontends.start(self._view.serve, nodes, self._runner)
@@ -360,13 +359,22 @@ class _Daemon:
                 stranded = Stranded(self._context, gateways, self._runner, self._detachings)
                 frontends.start_soon(stranded.run)
             frontends.start_soon(self._idle.run)
-            # What is alive now stays; the collector need not look at it again.
-            gc.collect()
-            gc.freeze()
-            heap.trim()
+            heap.settle()
+            # The last socket: who waits for it finds all others.
+            operators = last.enter_context(listening_unix(settings.api_socket))
             self._health.stage = Stage.SERVING
             watching = str(address_of(metrics)) if metrics else None
             self._announce(nbd_listen, api_listen, watching, dashboard.told_to_all(pages))
+            await loading.run()
+            frontends.start_soon(
+                http_frontends().serve,
+                dashboard,
+                operators,
+                api,
+                self._tls(settings.api),
+                metrics,
+                self._tls(settings.metrics),
+            )
             await ended()
             self._health.stage = Stage.STOPPING
             # Later signals are let through, to end a slow stop.
@@ -375,23 +383,6 @@ class _Daemon:
             self._backend.begin_end()
             notify(STOPPING)
             frontends.cancel_scope.cancel()
-
-    async def _serve_metrics(
-        self,
-        app: ASGIApp,
-        listener: socket.socket,
-        *,
-        task_status: trio.TaskStatus[None],
-    ) -> None:
-        tls = self._tls(self._settings.metrics)
-        context = None if tls.mode is TlsMode.OFF else tls.context
-        await serve_public(
-            app,
-            listener,
-            tls=context,
-            max_connections=MAX_METRICS_CONNECTIONS,
-            task_status=task_status,
-        )
 
     def _tls(self, listener: Listener) -> FrontendTls:
         """What a listener on TCP offers."""
@@ -410,9 +401,7 @@ class _Daemon:
 
         return FetchingBlockStorage(self._context, self._runner, settings, fetches)
 
-    def _public_app(
-        self, storage: PoolBlockStorage, tcp: socket.socket | None, refresh: Refresh | None
-    ) -> ASGIApp:
+    def _counted_identity(self) -> CountedIdentity:
         pool, settings = self._pool, self._settings
         local = LocalIdentity(
             pool.index,
@@ -421,29 +410,29 @@ class _Daemon:
             self._backend.token_key or load_key(settings.data_dir),
             settings.identity.token_seconds,
         )
-        self._identity = CountedIdentity(one_identity(settings.keystone, local, self._keystone))
-        frontends = NbdFrontends(
+        return CountedIdentity(one_identity(settings.keystone, local, self._keystone))
+
+    def _nbd_frontends(self, tcp: socket.socket | None) -> NbdFrontends:
+        settings = self._settings
+        return NbdFrontends(
             str(settings.nbd_socket),
             address_of(tcp) if tcp else None,
             tls_required=settings.nbd.tls is TlsMode.REQUIRE,
-            gateway=pool.gateway,
+            gateway=self._pool.gateway,
         )
-        zones = catalog(settings.catalog)
-        app = create_public_app(storage, self._identity, zones, frontends, refresh, storage.trash)
-        return self._requests.counted("block-storage", Identified(app))
 
-    def _metrics_app(self) -> ASGIApp:
-        """What is asked by those who watch the daemon. After `_public_app`."""
+    def _metrics(self, identity: CountedIdentity) -> Metrics:
+        """What is asked by those who watch the daemon."""
 
         def further() -> list[Metric]:
             return [
                 *self._requests.families(),
-                *self._identity.families(),
+                *identity.families(),
                 *self._lines.families(),
                 *self._trash.families(),
             ]
 
-        metrics = Metrics(
+        return Metrics(
             self._server,
             self._backend,
             self._health,
@@ -451,7 +440,6 @@ class _Daemon:
             self._settings.metrics.exports,
             further,
         )
-        return MetricsApp(metrics)
 
     def _announce(
         self,

@@ -27,5 +27,8 @@ def test_without_the_modules_the_error_says_what_to_install(missing: str) -> Non
 
 
 def test_a_daemon_imports_none_of_them() -> None:
-    done = run("import sys, bockd.daemon.lifecycle\nprint({'rados', 'rbd'} & set(sys.modules))")
+    done = run(
+        "import sys, bockd.daemon.lifecycle, bockd.daemon.httpfrontends\n"
+        "print({'rados', 'rbd'} & set(sys.modules))"
+    )
     assert done.stdout == "set()\n", done.stderr
