@@ -26,8 +26,16 @@ from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 
-PRELOADED = ["__main__", "tests.forked", "tests.crash.forked", "tests.preloaded"]
-"""The last one freezes what there is."""
+PRELOADED = [
+    "__main__",
+    "tests.forked",
+    "tests.crash.forked",
+    "tests.corruption.judge",
+    "tests.preloaded",
+]
+"""What is imported by the process that all others are forked from. There is one, which lives as
+long as the tests do, and whoever forks first decides what it imports: so everybody uses `fork`. The
+last module freezes what there is."""
 
 _starts_and_ends = Lock()
 """Whoever starts a process asks multiprocessing how all others are, and two must not read an exit
@@ -41,6 +49,15 @@ def fork(target: Callable[..., None], *arguments: Any) -> ForkServerProcess:
     with _starts_and_ends:
         process.start()
     return process
+
+
+def status_of(process: ForkServerProcess) -> int:
+    """Wait until a process ends, and return its exit status, which is negative for a signal."""
+    wait([process.sentinel])
+    with _starts_and_ends:
+        process.join()
+    assert process.exitcode is not None
+    return process.exitcode
 
 
 def run(
@@ -62,11 +79,7 @@ def run(
         except TimeoutError:
             process.kill()
             raise
-        wait([process.sentinel])
-        with _starts_and_ends:
-            process.join()
-    assert process.exitcode is not None
-    return process.exitcode, printed, complained
+    return status_of(process), printed, complained
 
 
 class Program:
@@ -102,10 +115,7 @@ class Program:
         """Wait until it ends; its status, negative for a signal. Raises TimeoutExpired."""
         if not wait([self._process.sentinel], timeout):
             raise subprocess.TimeoutExpired(self._process.name, timeout or 0.0)
-        with _starts_and_ends:
-            self._process.join()
-        assert self._process.exitcode is not None
-        return self._process.exitcode
+        return status_of(self._process)
 
 
 def _read_to_end(pipes: Sequence[Connection], deadline: float) -> list[str]:

@@ -48,6 +48,14 @@ def test_forked_program_ends_and_prints_as_the_program(
     assert results[0] == results[1]
 
 
+def test_all_processes_are_forked_from_one_that_has_imported_both_programs() -> None:
+    """multiprocessing has one for all contexts, and it imports what the first of them names."""
+    chooses = "set_forkserver_preload" + "("
+    tests = Path(__file__).parent
+    choosing = [path.name for path in tests.rglob("*.py") if chooses in path.read_text()]
+    assert choosing == [Path(forked.__file__).name]
+
+
 def test_forked_program_that_hangs_is_ended(tmp_path: Path) -> None:
     """Standard output is a pipe that nobody ends before the program does."""
     environment = {**environment_without_a_cloud(), "BOCKD_DATA": str(tmp_path / "pool")}

@@ -7,7 +7,6 @@ reclaimed, closed, and then all of it once more: damage that harms what was righ
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import shutil
 import traceback
@@ -33,12 +32,10 @@ from tests.blockstorage.store import Store
 from tests.corruption.damages import Damage
 from tests.corruption.specimen import SERVER, Node, Truth, identity_of, log_in, read_node
 from tests.drivers.local.named import volume_named
+from tests.forked import CONTEXT, fork, status_of
 
 PATIENCE_SECONDS = 120.0
 """A judgement takes a tenth of a second; the machine may be busy with other tests."""
-
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["__main__", __name__])
 
 
 @dataclass
@@ -88,9 +85,8 @@ def judge(truth: Truth, damage: Damage, scratch: Path, *, repair: bool = False) 
     when the index has become as it was."""
     copy_pool(truth.root, scratch)
     damage.apply(scratch)
-    receiving, sending = _context.Pipe(duplex=False)
-    process = _context.Process(target=_judge, args=(truth, scratch, sending, repair), daemon=True)
-    process.start()
+    receiving, sending = CONTEXT.Pipe(duplex=False)
+    process = fork(_judge, truth, scratch, sending, repair)
     sending.close()
     try:
         if not receiving.poll(PATIENCE_SECONDS):
@@ -98,10 +94,9 @@ def judge(truth: Truth, damage: Damage, scratch: Path, *, repair: bool = False) 
             return Verdict(wrong=["it hangs"])
         verdict: Verdict = receiving.recv()
     except EOFError:
-        process.join()
-        return Verdict(wrong=[f"the process died, status {process.exitcode}"])
+        return Verdict(wrong=[f"the process died, status {status_of(process)}"])
     finally:
-        process.join()
+        status_of(process)
         process.close()
         receiving.close()
         shutil.rmtree(scratch)
