@@ -6,9 +6,11 @@ Only the process imports this that programs of tests are forked from (`tests/for
 from __future__ import annotations
 
 import gc
+from contextlib import suppress
 from importlib import import_module
 
 from bockd.cli.bock import COMMANDS
+from bockd.errors import NotSupportedError
 
 BY_NAME = [
     *(place.partition(":")[0] for place in COMMANDS.values()),
@@ -21,6 +23,8 @@ BY_NAME = [
 
 for _module in BY_NAME:
     import_module(_module)
+with suppress(NotSupportedError):  # without Ceph on this machine
+    import_module("bockd.daemon.rbdbackend")
 
 # The collector writes to what it looks at, and the kernel copies what a forked process writes to.
 gc.collect()

@@ -24,6 +24,7 @@ from urllib.parse import quote
 
 import nbd
 
+from bockd import failpoints
 from bockd.cli.client import ControlClient
 from bockd.cli.storage import StorageClient
 from bockd.config.load import load
@@ -84,10 +85,15 @@ class Bockd:
         self._config = config
         self._launcher = launcher
         self._is_forked = is_forked
+        self._failpoint: str | None = None
         self._process: subprocess.Popen[bytes] | forked.Program | None = None
         self._expected: list[str] = []
 
     # -- the process -------------------------------------------------------------------------
+
+    def dies_at(self, failpoint: str | None) -> None:
+        """From the next start on, it dies at `NAME` or `NAME:HITS`. None: at none."""
+        self._failpoint = failpoint
 
     def start(self) -> Self:
         """Start it and wait until it says that it is ready; AssertionError with its log."""
@@ -103,15 +109,18 @@ class Bockd:
         raise AssertionError(f"the daemon did not get ready:\n{self.log.read_text()}")
 
     def _started(self) -> subprocess.Popen[bytes] | forked.Program:
+        environment = self.environment
+        if self._failpoint is not None:
+            environment[failpoints.VARIABLE] = self._failpoint
         if self._is_forked and not self._launcher:
-            return forked.Program("bockd", ["serve", *self._options], self.environment, self.log)
+            return forked.Program("bockd", ["serve", *self._options], environment, self.log)
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 [*self._launcher, program("bockd"), "serve", *self._options],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=self.environment,
+                env=environment,
             )
 
     def refusal_to_start(self) -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from bockd.config.rbd import RbdSettings
-from bockd.failpoints import VARIABLE, Failpoint
+from bockd.failpoints import Failpoint
 from tests.daemon.process import Bockd, program
 from tests.drivers.rbd.running import configuration
 
@@ -34,8 +34,8 @@ def gateway(rbd_namespace: RbdSettings, tmp_path_factory: pytest.TempPathFactory
             directory / "log",
             api_listen="127.0.0.1:0",
             config=config,
-            launcher=["env", f"{VARIABLE}={point}"] if point else [],
         )
+        one.dies_at(point or None)
         one.expect_in_log(ROOM_UNKNOWN)
         if made:
             one.data_dir.mkdir(mode=0o700, exist_ok=True)

@@ -22,7 +22,7 @@ import pytest
 from bockd.config.rbd import RbdSettings
 from bockd.drivers.writeback.records import Kind, parse
 from bockd.drivers.writeback.segment import FIRST_RECORD, SEGMENT_BYTES
-from bockd.failpoints import VARIABLE, Failpoint
+from bockd.failpoints import Failpoint
 from tests.daemon.metrics.scraping import Scrape
 from tests.daemon.moving import MovingClient
 from tests.daemon.process import Bockd, program, serving
@@ -64,10 +64,6 @@ class Gateway(Bockd):
 
     def log_directories(self) -> list[Path]:
         return [one for one in self.logs.iterdir() if one.is_dir()]
-
-    def dies_at(self, point: Failpoint | None, hits: int = 1) -> None:
-        """From the next start on."""
-        self._launcher = ["env", f"{VARIABLE}={point}:{hits}"] if point else []
 
 
 def _as_dict(cache: Any) -> dict[str, Any]:
@@ -408,7 +404,7 @@ def lose_the_disk(first: Gateway) -> int:
     """Write block 0 and have it in the cluster; then others, of which only the log has all, and
     lose that. Return how many of those were answered."""
     first.stop()
-    first.dies_at(Failpoint.WRITEBACK_REQUEST, 2)
+    first.dies_at(f"{Failpoint.WRITEBACK_REQUEST}:2")
     first.start()
     with first.connected("disk") as client:
         client.pwrite(block(77), 1000 * BLOCK)
