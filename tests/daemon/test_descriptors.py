@@ -25,7 +25,7 @@ MIB = 1 << 20
 BLOCK = 4096
 GREETING = b"NBDMAGIC"
 SNAPSHOTS = 6
-CLONES = 160
+CLONES = 120
 FEW_DESCRIPTORS = 256
 FAR = 128 * MIB
 """Where the map is read on its own."""
@@ -105,7 +105,7 @@ def test_connections_take_the_last_descriptor(daemon: Bockd) -> None:
 
 
 def test_clones_of_clones_with_few_descriptors(pool: Path) -> None:
-    """Each clone reads all layers before its own; together they would need 13,000 descriptors. What
+    """Each clone reads all layers before its own; together they would need 7,000 descriptors. What
     was closed to make room for others is read as before."""
     few = f"--nofile={FEW_DESCRIPTORS}:{FEW_DESCRIPTORS}"
     with serving(pool, launcher=[program("prlimit"), few]) as daemon:
