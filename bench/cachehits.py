@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+from bench.cephcluster import ceph_cluster
 from bench.fio import Job, run_job
-from bench.rbd import Row, ceph_cluster, compiled_client, contestant, serve_rbd
+from bench.rbd import Row, compiled_client, contestant, serve_rbd
 from bench.results import Comparison, Section, Target
 from bench.servers import EXPORT, NULL, Served, bockd_daemon, serve_null
 from bench.throughput import fill, verify

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.cephcluster import ceph_cluster
 from bench.fio import Job, Outcome, run_job
 from bench.processes import BenchError, Placement, pinned, run, serving
 from bench.results import Comparison, Section, Target
@@ -94,25 +95,6 @@ def measure_rbd(scale: Scale, context: BenchContext, rows: Sequence[str] = ROWS)
 
 def _section(method: str, comparisons: tuple[Comparison, ...]) -> Section:
     return Section("A pool in a Ceph cluster", method, comparisons)
-
-
-@contextmanager
-def ceph_cluster(context: BenchContext) -> Iterator[Cluster]:
-    """Run a cluster apart from the servers: on a core of its own, or with the client. Raises
-    BenchError if it does not start."""
-    from tests.drivers.rbd.cluster import Cluster
-
-    cluster = Cluster(context.directory / "ceph")
-    context.tell("starting a Ceph cluster")
-    try:
-        with pinned(context.placement.client):
-            try:
-                cluster.start()
-            except AssertionError as error:
-                raise BenchError(f"no Ceph cluster could be started: {error}") from error
-        yield cluster
-    finally:
-        cluster.stop()
 
 
 @contextmanager

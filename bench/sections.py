@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench import (
@@ -29,6 +30,7 @@ from bench import (
     wide,
     zeroing,
 )
+from bench.cephcluster import LentCluster
 from bench.processes import BenchError
 from bench.results import Failure, Section, wanted
 from bench.rows import ROWS
@@ -43,6 +45,8 @@ class _Part:
     rows: Sequence[str]
     measure: Callable[[Scale, BenchContext, Sequence[str]], Section]
     """The rows that are asked for, at least one."""
+    in_ceph: bool = False
+    """In a cluster, which such parts that follow each other share."""
 
 
 _PARTS = (
@@ -65,8 +69,8 @@ _PARTS = (
         snapshotcost.ROWS,
         lambda scale, context, _: snapshotcost.measure_snapshot_cost(scale, context),
     ),
-    _Part(rbd.ROWS, rbd.measure_rbd),
-    _Part(cachehits.ROWS, cachehits.measure_cache_hits),
+    _Part(rbd.ROWS, rbd.measure_rbd, in_ceph=True),
+    _Part(cachehits.ROWS, cachehits.measure_cache_hits, in_ceph=True),
     _Part(footprint.ROWS, footprint.measure_footprint),
     _Part(apicost.ROWS, lambda scale, context, _: apicost.measure_api_cost(scale, context)),
 )
@@ -89,15 +93,19 @@ def measure(
     settings: dict[str, str] = {}
     found: list[Section] = []
     failures: list[Failure] = []
-    for number, part in enumerate((_against_others(peers, settings), *_PARTS)):
-        if rows := [row for row in part.rows if row in asked]:
-            # What the part before has written goes to the disk now, and not in between.
-            os.sync()
-            try:
-                found.append(part.measure(scale, _below(context, f"p{number}"), rows))
-            except BenchError as error:
-                failures.append(Failure(tuple(rows), str(error)))
-                context.tell(f"not measured: {', '.join(rows)}: {error}")
+    with closing(LentCluster()) as cluster:
+        for number, part in enumerate((_against_others(peers, settings), *_PARTS)):
+            if not part.in_ceph:
+                cluster.close()
+            if rows := [row for row in part.rows if row in asked]:
+                # What the part before has written goes to the disk now, and not in between.
+                os.sync()
+                below = replace(_below(context, f"p{number}"), cluster=cluster)
+                try:
+                    found.append(part.measure(scale, below, rows))
+                except BenchError as error:
+                    failures.append(Failure(tuple(rows), str(error)))
+                    context.tell(f"not measured: {', '.join(rows)}: {error}")
     return settings, tuple(found), tuple(failures)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.fio import Outcome
 from bench.processes import TICK_SECONDS, Placement, cpu_seconds
@@ -18,6 +19,9 @@ from bench.quiet import MAX_FOREIGN_SHARE, Watch, quiet_rounds
 from bench.results import Comparison, Target
 from bench.servers import Served
 from bockd.model import GIB, MIB
+
+if TYPE_CHECKING:
+    from bench.cephcluster import LentCluster
 
 Tell = Callable[[str], None]
 """Takes what is being done, for whoever watches."""
@@ -66,6 +70,8 @@ class BenchContext:
     directory: Path
     placement: Placement
     tell: Tell
+    cluster: LentCluster | None = None
+    """Of Ceph, which sections share; without it each runs one of its own."""
 
 
 def timed(seconds: float, operations: int = 1) -> Outcome:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from bench import sections
+from bench import cephcluster, sections
 from bench.cli import main
 from bench.document import to_json
 from bench.machine import Machine
@@ -44,6 +45,40 @@ def test_a_section_that_fails_leaves_the_others(
     assert [one.row for section in found for one in section.comparisons] == [GOOD]
     assert failures == (Failure((BAD,), "fio failed"),)
     assert told == ["not measured: bad-row: fio failed"]
+
+
+def test_sections_in_ceph_share_a_cluster_that_ends_before_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    @contextmanager
+    def running(_context: BenchContext) -> Iterator[object]:
+        events.append("begun")
+        yield object()
+        events.append("ended")
+
+    def in_ceph(_scale: Scale, context: BenchContext, rows: Sequence[str]) -> Section:
+        with cephcluster.ceph_cluster(context):
+            events.extend(rows)
+        return good(_scale, context, rows)
+
+    def elsewhere(_scale: Scale, context: BenchContext, rows: Sequence[str]) -> Section:
+        events.extend(rows)
+        return good(_scale, context, rows)
+
+    parts = (
+        sections._Part(("a",), elsewhere),
+        sections._Part(("b",), in_ceph, in_ceph=True),
+        sections._Part(("c",), in_ceph, in_ceph=True),
+        sections._Part(("d",), elsewhere),
+    )
+    monkeypatch.setattr(sections, "_PARTS", parts)
+    monkeypatch.setattr(cephcluster, "_running", running)
+
+    sections.measure(("a", "b", "c", "d"), (), SCALE, BenchContext(tmp_path, place(), print))
+
+    assert events == ["a", "begun", "b", "c", "ended", "d"]
 
 
 @pytest.mark.parametrize(("failures", "status"), [((), 0), ((Failure((BAD,), "fio died"),), 1)])
