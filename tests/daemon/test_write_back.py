@@ -491,7 +491,7 @@ def test_what_is_before_the_damage_is_written_back(first: Gateway, second: Gatew
     """Many requests of one epoch are on their way to the cluster when the daemon dies, and the next
     ones are in its log, of which the last one is damaged."""
     first.stop()
-    first.dies_at(Failpoint.WRITEBACK_REQUEST, 700)
+    first.dies_at(f"{Failpoint.WRITEBACK_REQUEST}:700")
     first.start()
     scattered = range(300, 2000, 2)
     with suppress(nbd.Error):

@@ -732,8 +732,8 @@ def test_a_record_that_is_older_than_the_log_is_refused(
 
 @pytest.fixture
 def few_descriptors() -> Iterator[int]:
-    """Let this process have few descriptors. Return how many."""
-    before, count = resource.getrlimit(resource.RLIMIT_NOFILE), 256
+    """Let this process have 256 descriptors more than it uses. Return how many it may have."""
+    before, count = resource.getrlimit(resource.RLIMIT_NOFILE), _open_files() + 256
     resource.setrlimit(resource.RLIMIT_NOFILE, (count, before[1]))
     yield count
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
