@@ -28,6 +28,9 @@ CONFIGURATION = "/etc/bockd/bockd.toml"
 UNIT = "/usr/lib/systemd/system/bockd.service"
 ENABLED = "/etc/systemd/system/multi-user.target.wants/bockd.service"
 
+UNCHECKED = (1).to_bytes(4, "little")
+"""The flags of a compiled module that is never compared with its source (PEP 552)."""
+
 RECORDER = """\
 #!/bin/sh
 test -e /usr/lib/bockd/next && has=new || has=old
@@ -73,12 +76,21 @@ def check_what_is_installed(on: Machine) -> None:
     assert user[5:] == [POOL, "/usr/sbin/nologin"]
     assert 0 < int(user[2]) < 1000
     assert on.file(ENABLED).is_symlink()
+    check_compiled(on)
     # Nothing but what the package has is there, and all of that as it was packed.
     assert on.run("dpkg", "--verify", "bockd") == ""
     assert (
         on.run("find", "/usr/lib/bockd", "-user", "bockd", "-o", "-perm", "/022", "-type", "f")
         == ""
     )
+
+
+def check_compiled(on: Machine) -> None:
+    """Every module is compiled, for good: Python, as root, changes no file of the package."""
+    home = on.file("/usr/lib/bockd")
+    compiled = [*home.rglob("*.pyc")]
+    assert len(compiled) > 1000
+    assert [path for path in compiled if path.read_bytes()[4:8] != UNCHECKED] == []
 
 
 def check_documentation(on: Machine) -> None:
