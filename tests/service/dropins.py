@@ -1,4 +1,4 @@
-"""Drop-ins of the unit, as the documentation prints them."""
+"""Drop-ins of the unit, and lines of /etc/fstab, as the documentation prints them."""
 
 from __future__ import annotations
 
@@ -13,3 +13,11 @@ def view_dropin() -> str:
     found = re.search(r"    # bockd\.service\.d/view\.conf\n((?:    .*\n|\n)+)", page)
     assert found is not None
     return re.sub(r"^    ", "", found[1], flags=re.MULTILINE)
+
+
+def fstab_line(page: str, directory: str) -> str:
+    """Return what a page of docs/ has in /etc/fstab for a directory."""
+    text = (REPOSITORY / "docs" / page).read_text()
+    found = re.search(rf"^    (UUID=\S+ {re.escape(directory)} .*)$", text, re.MULTILINE)
+    assert found is not None
+    return found[1]

@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 
 from tests.daemon.process import program
-from tests.service.confined import REPOSITORY
+from tests.service.dropins import fstab_line
+from tests.service.unitfile import service_of
 
 GENERATOR = "/usr/lib/systemd/system-generators/systemd-fstab-generator"
 
-ON_A_VOLUME = "UUID=0a3407de-014b-458b-b5c1-848e92a327a3 /mnt/volume ext4 _netdev 0 2"
+ON_A_VOLUME = fstab_line("hosts.md", "/mnt")
 POOL_ON_A_LOCAL_DISK = "UUID=1a3407de-014b-458b-b5c1-848e92a327a3 /srv/bockd xfs defaults 0 2"
 POOL_WITH_NETDEV = POOL_ON_A_LOCAL_DISK.replace("defaults", "_netdev")
 POOL_ON_A_VOLUME_ELSEWHERE = POOL_ON_A_LOCAL_DISK.replace(
@@ -99,31 +100,23 @@ def boot_of(directory: Path, unit: Path, *fstab: str) -> Boot:
     return Boot(units)
 
 
-def documented_fstab() -> str:
-    """Return the line of /etc/fstab that docs/service.md has."""
-    page = (REPOSITORY / "docs" / "service.md").read_text()
-    found = re.search(r"^    (UUID=\S+ /srv/bockd .*)$", page, re.MULTILINE)
-    assert found is not None
-    return found[1]
-
-
 def test_file_system_on_a_volume_comes_after_the_daemon(tmp_path: Path, unit: Path) -> None:
     """With the pool on a disk of this machine that is mounted, and the docs' drop-in."""
     boot = boot_of(tmp_path, unit, ON_A_VOLUME, POOL_ON_A_LOCAL_DISK)
     boot.add("bockd.service", "[Unit]\nRequiresMountsFor=/srv/bockd\n")
     assert boot.comes_before("srv-bockd.mount", "bockd.service")
     assert boot.comes_before("bockd.service", "bock-connect@local.service")
-    assert boot.comes_before("bock-connect@local.service", "mnt-volume.mount")
-    assert boot.comes_before("bockd.service", "mnt-volume.mount")
+    assert boot.comes_before("bock-connect@local.service", "mnt.mount")
+    assert boot.comes_before("bockd.service", "mnt.mount")
     assert not boot.comes_before("open-iscsi.service", "bockd.service")
 
 
 def test_pool_on_a_network_disk_as_documented_is_no_cycle(tmp_path: Path, unit: Path) -> None:
-    boot = boot_of(tmp_path, unit, ON_A_VOLUME, documented_fstab())
+    boot = boot_of(tmp_path, unit, ON_A_VOLUME, fstab_line("service.md", "/srv/bockd"))
     boot.add("bockd.service", "[Unit]\nRequiresMountsFor=/srv/bockd\n")
     assert boot.comes_before("open-iscsi.service", "srv-bockd.mount")
     assert boot.comes_before("srv-bockd.mount", "bockd.service")
-    assert boot.comes_before("bockd.service", "mnt-volume.mount")
+    assert boot.comes_before("bockd.service", "mnt.mount")
 
 
 @pytest.mark.parametrize(
@@ -137,3 +130,20 @@ def test_pool_that_is_mounted_too_late_is_a_cycle(
     assert boot.cycles() == []
     boot.add("bockd.service", "[Unit]\nRequiresMountsFor=/srv/bockd\n")
     assert boot.cycles() != []
+
+
+def test_device_is_awaited_as_long_as_the_services_may_start(tmp_path: Path, unit: Path) -> None:
+    """systemd's own limit, 90 s, is less than a daemon may need to recover."""
+    boot = boot_of(tmp_path, unit, ON_A_VOLUME)
+    (dropin,) = boot.units.glob("*.device.d/50-device-timeout.conf")
+    (limit,) = re.findall(r"^JobRunningTimeoutSec=(\d+)min$", dropin.read_text(), re.MULTILINE)
+    services = (boot.units / "bockd.service", boot.units / "bock-connect@.service")
+    starts = [service_of([path.read_text()])["TimeoutStartSec"] for path in services]
+    assert int(limit) * 60 >= sum(int(seconds) for (seconds,) in starts)
+
+
+def test_logins_wait_for_a_file_system_without_nofail(tmp_path: Path, unit: Path) -> None:
+    for options, waits in (("_netdev", True), ("nofail,_netdev", False)):
+        (tmp_path / options).mkdir()
+        boot = boot_of(tmp_path / options, unit, ON_A_VOLUME.replace("_netdev", options))
+        assert boot.comes_before("mnt.mount", "systemd-user-sessions.service") is waits
