@@ -13,7 +13,12 @@ README = Path(__file__).parents[2] / "README.md"
 
 SECTIONS = ("A first walk", "The OpenStack API")
 
-KERNEL_NBD = ("bock connect disk1", "mkfs.ext4 /dev/nbd0", "mount /dev/nbd0 /mnt", "umount /mnt")
+KERNEL_NBD = (
+    "bock connect disk1",
+    "mkfs.ext4 /dev/nbd0",
+    "mount -o _netdev /dev/nbd0 /mnt",
+    "umount /mnt",
+)
 """Needs the kernel's NBD device: tests/guest/test_connect.py does that in a guest."""
 
 ROOT_ONLY = ("LOOP=", "losetup ")
