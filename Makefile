@@ -104,10 +104,11 @@ deb: ## build the packages into dist/, each in a clean root of its release (as r
 test-deb: setup-test deb ## build them; install, use, upgrade and purge each on a clean machine (SUITES as above)
 	@SUITES="$(SUITES)" .venv/bin/python -m pytest tests/packaging/test_deb.py -m packages $(ARGS)
 
-test-systemd: setup-test ## build the package for Debian 13, and have systemd run it in a container (as root)
+test-systemd: setup-test ## build the package for Debian 13, have systemd run it, and cut a machine's power (as root)
 	@.setup/packages .setup/packages-systemd
+	@.setup/guest-kernel
 	@$(MAKE) --no-print-directory deb SUITES=trixie
-	@.venv/bin/python -m pytest tests/packaging/test_systemd.py -m packages $(ARGS)
+	@.venv/bin/python -m pytest tests/packaging/test_systemd.py tests/packaging/test_power_cut.py -m packages $(ARGS)
 
 oci: setup-oci ## pack an OCI image of the package for Debian 13, which `make deb` has built (as root)
 	@.packaging/oci

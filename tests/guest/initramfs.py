@@ -38,22 +38,7 @@ SEARCH_PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin")
 # A command arrives as one line of base64 and is answered by the line "STATUS LENGTH" and LENGTH
 # bytes of output: base64 keeps newlines out of the one, the length takes any bytes in the other.
 # The port's first line tells that the guest is up.
-INIT = f"""#!/bin/busybox sh
-/bin/busybox mkdir -p /dev /proc /sys /tmp /mnt /run
-/bin/busybox mount -t devtmpfs devtmpfs /dev
-exec </dev/console >/dev/console 2>&1
-/bin/busybox --install -s /bin
-for program in /sbin/*; do rm -f /bin/${{program##*/}}; done
-export PATH=/sbin:/bin
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-while read -r module arguments; do
-    insmod /modules/$module $arguments || poweroff -f
-done </modules/order
-ip link set lo up
-ip address add 10.0.2.15/24 dev eth0
-ip link set eth0 up
-ip route add default via 10.0.2.2
+TAKE_COMMANDS = f"""\
 for port in /sys/class/virtio-ports/*; do
     [ "$(cat $port/name)" = {CHANNEL_NAME} ] && exec 3<>/dev/${{port##*/}}
 done
@@ -65,8 +50,42 @@ while read -r line <&3; do
     echo "$status $(stat -c %s /tmp/output)" >&3
     cat /tmp/output >&3
 done
+"""
+
+BEGIN = """\
+#!/bin/busybox sh
+/bin/busybox mkdir -p /dev /proc /sys /tmp /mnt /run
+/bin/busybox mount -t devtmpfs devtmpfs /dev
+exec </dev/console >/dev/console 2>&1
+/bin/busybox --install -s /bin
+for program in /sbin/*; do rm -f /bin/${program##*/}; done
+export PATH=/sbin:/bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+while read -r module arguments; do
+    insmod /modules/$module $arguments || poweroff -f
+done </modules/order
+"""
+
+INIT = f"""\
+{BEGIN}
+ip link set lo up
+ip address add 10.0.2.15/24 dev eth0
+ip link set eth0 up
+ip route add default via 10.0.2.2
+{TAKE_COMMANDS}
 poweroff -f
 """
+
+INIT_OF_DISK = f"""\
+{BEGIN}
+mkdir /disk
+mount -t ext4 /dev/vda /disk || poweroff -f
+umount /sys /proc
+mount --move /dev /disk/dev
+exec switch_root /disk /sbin/init
+"""
+"""Goes on with the system that the first disk holds, an ext4 without partitions."""
 
 MODULE_ARGUMENTS = {"nbd": "nbds_max=4"}
 
@@ -94,16 +113,16 @@ def find_kernel() -> Path:
     return kernel
 
 
-def build_initramfs(root: Path, image: Path) -> None:
+def build_initramfs(root: Path, image: Path, init: str = INIT) -> None:
     """Lay the guest's files out under `root`, a new directory, and pack them into `image`."""
     (root / "bin").mkdir(parents=True)
     shutil.copy2(find_tool("busybox"), root / "bin" / "busybox")
     for tool in TOOLS:
         _install_program(Path(find_tool(tool)), root)
     _install_modules(root / "modules")
-    init = root / "init"
-    init.write_text(INIT)
-    init.chmod(0o755)
+    program = root / "init"
+    program.write_text(init)
+    program.chmod(0o755)
     _pack(root, image)
 
 

@@ -51,10 +51,21 @@ class Guest:
         self._console = console
         self._received = bytearray()
 
-    def wait_until_up(self) -> Self:
+    def wait_until_up(self, *, timeout_seconds: float = BOOT_TIMEOUT_SECONDS) -> Self:
         """Wait for the guest's user space; raises GuestError when it does not come."""
-        self._read_line(time.monotonic() + BOOT_TIMEOUT_SECONDS, "to boot")
+        self._read_line(time.monotonic() + timeout_seconds, "to boot")
         return self
+
+    def wait_until_off(self, *, timeout_seconds: float = BOOT_TIMEOUT_SECONDS) -> None:
+        """Wait until a guest that is shutting down has ended; raises GuestError if it goes on."""
+        self._channel.settimeout(timeout_seconds)
+        try:
+            while self._channel.recv(65536):
+                pass
+        except TimeoutError:
+            raise self._error("timed out waiting for the guest to power off") from None
+        except ConnectionResetError:
+            pass
 
     def run(self, command: str, *, timeout_seconds: float = COMMAND_TIMEOUT_SECONDS) -> str:
         """Run a command that must succeed and return its output; raises GuestError otherwise."""

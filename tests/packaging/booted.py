@@ -17,7 +17,10 @@ from pathlib import Path
 
 from tests.service.confined import REPOSITORY
 
-PACKAGES = ("systemd-sysv", "dbus", "procps", "fuse3", "qemu-utils", "libnbd-bin", "openssl")
+PACKAGES = (
+    *("systemd-sysv", "dbus", "procps", "fuse3", "qemu-utils", "libnbd-bin", "openssl"),
+    *("udev", "e2fsprogs", "nbd-client"),
+)
 
 BOOT_SECONDS = 300.0
 
@@ -88,15 +91,21 @@ class Booted:
         self.run(f"until {condition}; do {late}; sleep {POLL_SECONDS}; done")
 
 
+def root_of(suite: str, packages: Sequence[str]) -> str:
+    """Return the path of a root with a release, systemd and packages; make what is missing."""
+    making = REPOSITORY / ".setup" / "debian-root"
+    command: list[str | Path] = [making, suite, *PACKAGES, *packages]
+    environment = os.environ | {"BOCKD_ROOT": f"systemd-{suite}"}
+    told = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return told.stdout.strip()
+
+
 @contextmanager
 def booted(
     suite: str, room: Path, packages: Sequence[str], given: Sequence[Path]
 ) -> Iterator[Booted]:
     """Boot a machine with packages and files of ours in its /root; shut it down at the end."""
-    making = REPOSITORY / ".setup" / "debian-root"
-    command: list[str | Path] = [making, suite, *PACKAGES, *packages]
-    environment = os.environ | {"BOCKD_ROOT": f"systemd-{suite}"}
-    told = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    lower = root_of(suite, packages)
     for name in ("upper/root", "work", "root"):
         (room / name).mkdir(parents=True)
     for path in given:
@@ -106,7 +115,7 @@ def booted(
     with (
         console.open("wb") as messages,
         subprocess.Popen(
-            [*own, told.stdout.strip(), room],
+            [*own, lower, room],
             stdin=subprocess.DEVNULL,
             stdout=messages,
             stderr=messages,
