@@ -88,7 +88,8 @@ def nodes_of(hanging: Hanging) -> OpenNodes:
     )
     nodes = OpenNodes(session, lambda steps: steps.close())
     patched: Any = nodes
-    patched.record = lambda _volume: SimpleNamespace(failed=None, epoch=1, dirty_at=None)
+    record = SimpleNamespace(failed=None, trashed=None, epoch=1, dirty_at=None)
+    patched.record = lambda _volume: record
     patched._open_snapshot = hanging.call
     return nodes
 
