@@ -365,16 +365,19 @@ class _Daemon:
             self._health.stage = Stage.SERVING
             watching = str(address_of(metrics)) if metrics else None
             self._announce(nbd_listen, api_listen, watching, dashboard.told_to_all(pages))
-            await loading.run()
-            frontends.start_soon(
-                http_frontends().serve,
-                dashboard,
-                operators,
-                api,
-                self._tls(settings.api),
-                metrics,
-                self._tls(settings.metrics),
-            )
+
+            async def serve_http() -> None:
+                await loading.run()
+                await http_frontends().serve(
+                    dashboard,
+                    operators,
+                    api,
+                    self._tls(settings.api),
+                    metrics,
+                    self._tls(settings.metrics),
+                )
+
+            frontends.start_soon(serve_http)
             await ended()
             self._health.stage = Stage.STOPPING
             # Later signals are let through, to end a slow stop.

@@ -24,8 +24,10 @@ class Loading:
         self._done = trio.Event()
 
     async def run(self) -> None:
-        """Import it in a thread. Raises what the import raises."""
-        await trio.to_thread.run_sync(_load)
+        """Import it in a thread, which is left behind if this is cancelled: the disk that has the
+        files may hang. Raises what the import raises, and the daemon ends: without its APIs nobody
+        could see or change anything of it."""
+        await trio.to_thread.run_sync(_load, abandon_on_cancel=True)
         self._done.set()
 
     async def done(self) -> None:

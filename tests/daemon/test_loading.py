@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -28,17 +29,23 @@ sys.meta_path.insert(0, Held())
 HEAVY = ("fastapi", "pydantic", "hypercorn")
 
 
+def hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Have the daemons that are started now wait with the import until a FIFO has a writer."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "sitecustomize.py").write_text(HELD.format(fifo=str(fifo)))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    return fifo
+
+
 def test_nbd_is_served_before_fastapi_is_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who connects to the API's socket in the meantime waits, and is answered."""
     with serving(tmp_path / "pool") as daemon:
         daemon.bock("volume", "create", "v", "--size", "1M")
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
-    (tmp_path / "path").mkdir()
-    (tmp_path / "path" / "sitecustomize.py").write_text(HELD.format(fifo=str(fifo)))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    fifo = hold(tmp_path, monkeypatch)
 
     with (
         ThreadPoolExecutor() as threads,
@@ -52,6 +59,17 @@ def test_nbd_is_served_before_fastapi_is_imported(
         with fifo.open("w"):
             pass
         assert [volume["name"] for volume in listing.result()] == ["v"]
+
+
+def test_a_daemon_that_imports_still_can_be_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk that has the files may hang."""
+    hold(tmp_path, monkeypatch)
+    with serving(tmp_path / "pool", is_forked=False) as daemon:
+        daemon.stop()
+        daemon.start()
+        assert daemon.status_of_stop_by(signal.SIGINT) == 0
 
 
 def test_the_start_imports_no_http_frontend() -> None:
