@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -77,7 +78,7 @@ def back_up(path: Path, target: Path, show: Show) -> BackupReport:
     try:
         with without_co_openers(pool.store, needed=True):
             run_inline(pool.recover_volumes())
-            return _make(pool.store, target, None, show, lambda: None)
+            return _make(pool.store, target, None, show, lambda: None, time.time())
     finally:
         pool.release()
 
@@ -93,10 +94,18 @@ def _online(path: Path, target: Path, show: Show, in_use: InUseError) -> BackupR
     )
     try:
         with ControlClient(path / "api.sock") as client:
+            began_at = time.time()
             frozen = client.begin_backup()
             pool = Registry.join(path, Background().spawn)
             try:
-                return _make(pool.store, target, frozen, show, lambda: client.end_backup(frozen.id))
+                return _make(
+                    pool.store,
+                    target,
+                    frozen,
+                    show,
+                    lambda: client.end_backup(frozen.id),
+                    began_at,
+                )
             finally:
                 pool.release()
     except UnavailableError as silence:
@@ -111,20 +120,25 @@ def _make(
     frozen: FrozenPool | None,
     show: Show,
     was_kept: Callable[[], None],
+    began_at: float,
 ) -> BackupReport:
     from bockd.cli.checking import check_pool
     from bockd.drivers.local.backup import Backup
     from bockd.drivers.local.backuplog import note_backup
 
     made = Backup(store, target, show)
-    record = BackupRecord(str(target), time.time())
+    # JSON is Unicode, and names of files need not be.
+    record = BackupRecord(os.fsencode(target).decode(errors="backslashreplace"), began_at)
     pool = store.layout.root
+
+    def note_unfinished() -> None:
+        note_backup(pool, record)
+
     try:
         if frozen is None:
-            made.begin(None)
+            made.begin(None, on_unfinished=note_unfinished)
         else:
-            made.begin(frozen.snapshots, frozen.left_out)
-        note_backup(pool, record)
+            made.begin(frozen.snapshots, frozen.left_out, note_unfinished)
         made.copy()
         was_kept()
         report = made.complete()

@@ -148,7 +148,7 @@ class LmdbIndex:
         check_metas(self._data)
         try:
             env = lmdb.open(
-                os.fspath(self._directory),
+                os.fsencode(self._directory),  # lmdb takes names that are not UTF-8 as bytes only
                 map_size=read_map_size(self._directory),
                 max_dbs=len(self.tables),
                 max_readers=MAX_READERS,

@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from bockd.cli.backup import back_up
+from bockd.cli.client import ControlClient
+from bockd.control import FrozenPool
 from bockd.drivers.local.backup import Backup
 from bockd.drivers.local.backuplog import FILE, KEPT, note_backup, read_backups
+from bockd.drivers.local.format.layout import unlink_if_present
 from bockd.errors import InUseError
 from bockd.pool.reports import BackupRecord
 from tests.daemon.metrics.scraping import Scrape
@@ -161,3 +164,51 @@ def test_interrupted_in_its_first_moment_it_goes_on(
                 back_up(daemon.data_dir, target, interrupt)
         again(daemon.data_dir, target)
         assert made(daemon)[0].finished_at is not None
+
+
+def test_interrupted_anywhere_the_earlier_one_is_not_called_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From where the directory is no pool any more."""
+    target = tmp_path / "backup"
+    with serving(tmp_path / "pool") as daemon:
+        daemon.expect_in_log(GIVEN_UP)
+        again(daemon.data_dir, target)
+
+        def broken(path: Path) -> None:
+            unlink_if_present(path)
+            if path == target / "index" / "lock.mdb":
+                raise InterruptedRunError
+
+        with monkeypatch.context() as patch:
+            patch.setattr("bockd.drivers.local.backup.unlink_if_present", broken)
+            with pytest.raises(InterruptedRunError):
+                again(daemon.data_dir, target)
+        assert not (target / "index" / "data.mdb").exists()
+        assert [one.finished_at for one in made(daemon)] == [None]
+
+
+def test_what_is_written_while_it_begins_is_later_than_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen_at = list[float]()
+    freeze = ControlClient.begin_backup
+
+    def begin(client: ControlClient) -> FrozenPool:
+        frozen_at.append(time.time())
+        found = freeze(client)
+        time.sleep(0.05)
+        return found
+
+    monkeypatch.setattr(ControlClient, "begin_backup", begin)
+    with serving(tmp_path / "pool") as daemon:
+        back_up(daemon.data_dir, tmp_path / "backup", lambda _done, _total: None)
+        assert made(daemon)[0].began_at <= frozen_at[-1]
+
+
+def test_a_directory_whose_name_is_no_text(tmp_path: Path) -> None:
+    target = Path(os.fsdecode(bytes(tmp_path) + b"/b\xff"))
+    with serving(tmp_path / "pool") as daemon:
+        daemon.stop()
+        back_up(daemon.data_dir, target, lambda _done, _total: None)
+    assert read_backups(daemon.data_dir)[0].directory == f"{tmp_path}/b\\xff"

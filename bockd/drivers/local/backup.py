@@ -118,11 +118,13 @@ class Backup:
         self,
         frozen: Mapping[VolumeId, SnapshotId] | None,
         left_out: Mapping[VolumeId, str] = NOTHING_LEFT_OUT,
+        on_unfinished: Callable[[], None] = lambda: None,
     ) -> None:
         """Take over the target, and copy the index. `frozen` has the snapshots that were taken of
         volumes for this backup; None for a pool whose volumes are all closed. `left_out` has
         volumes in the trash of which none could be taken, and why: they show there what their last
-        snapshot or their origin shows, and have failed.
+        snapshot or their origin shows, and have failed. `on_unfinished` is called before an earlier
+        backup in the target is none any more.
 
         Raises ConflictError, InvalidRequestError (the target), InUseError, NoSpaceError.
         """
@@ -142,6 +144,7 @@ class Backup:
             )
             self._stamps = self._read_stamps()
             self._wanted = self._copy_index(frozen, left_out)
+            on_unfinished()
             unlink_if_present(self._target.index_data)
             unlink_if_present(self._target.index / "lock.mdb")
             sync_directory(self._target.index)

@@ -101,7 +101,7 @@ class Replica:
             shutil.rmtree(directory, ignore_errors=True)
             directory.mkdir(parents=True, mode=0o700)
             env = lmdb.open(
-                os.fspath(directory),
+                os.fsencode(directory),
                 map_size=MAP_SIZE_BYTES,
                 max_dbs=MAX_TABLES,
                 max_readers=MAX_READERS,
