@@ -168,6 +168,16 @@ def remove_image(ioctx: rados.Ioctx, name: str) -> bool:
     return True
 
 
+def discard_image(ioctx: rados.Ioctx, name: str) -> None:
+    """Remove an image, unless it has snaps: then it goes with the last of them. Raises InUseError:
+    somebody has it open; BockdError as `remove_image`."""
+    if not remove_image(ioctx, name):
+        with named(f"looking for snaps of image {name}"):
+            if _has_snaps(ioctx, name):
+                return
+        raise InUseError(f"image {name} is open somewhere")
+
+
 def _has_snaps(ioctx: rados.Ioctx, name: str) -> bool:
     """Return whether an image has snaps, hidden ones too. False if it cannot be opened: a removal
     that was interrupted has left it so, or it has lost its parent."""

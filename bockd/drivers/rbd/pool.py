@@ -330,7 +330,8 @@ class RbdPool:
         return space.room(self.session)
 
     def owes_space(self) -> bool:
-        """See `Pool.owes_space`: of what this gateway has deleted."""
+        """See `Pool.owes_space`: of what this gateway has deleted. What could not be removed
+        counts, and is tried again."""
         return self.session.removals.owes_space()
 
     def used_bytes(self) -> int:

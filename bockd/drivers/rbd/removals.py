@@ -5,6 +5,10 @@ a daemon that ends: what is not done then, and what fails, is left to the sweep
 (bockd.drivers.rbd.sweep). So it is done in threads of its own, by a connection of its own, which is
 left open while one of them is still at work.
 
+What has failed is owed: `owes_space` says so, and whoever asks has it tried again, so that a pool
+that is nearly full does not go on to delete while nothing of it can be removed. Nobody else tries
+again here: that is the sweep's work.
+
 Who removes a snap has the lock of its image meanwhile, if nobody has the image open. So a gateway
 that takes the volume keeps its own removals off the image until it has the lock; afterwards librbd
 hands them to it. Another gateway that takes the volume shuts this connection out: then what was
@@ -42,17 +46,26 @@ COUNTED_SECONDS = 30.0
 """How long Ceph may take to count what has returned: its OSDs report every five seconds (the
 option mgr_stats_period), and let go of snaps' objects in the background."""
 
+AGAIN_SECONDS = 60.0
+"""From the first failure to the next try of all that have failed meanwhile: on a full cluster they
+fail until somebody makes room."""
+
+OWED_AT_MOST = 100
+"""Removals that are tried again. Of more the oldest are left to the sweep alone."""
+
 KEPT_OFF_SECONDS = 1.0
 """How long a taking waits for a removal that is at work: that takes milliseconds. After that it
 shuts the removals out, as another gateway would."""
 
 Removal = Callable[[Connected], object]
-"""Removes something; done twice, it does nothing the second time. Blocks. Raises BockdError."""
+"""Removes something; done twice, it does nothing the second time. Blocks. Raises BockdError: it is
+to be done again."""
 
 
 class _Waiting(NamedTuple):
     """A removal that was put in."""
 
+    image: str
     doing: str
     removal: Removal
 
@@ -71,6 +84,10 @@ class Removals:
         """Images of which something is being removed."""
         self._taken: Counter[str] = Counter()
         """Images that removals are kept off, and how often."""
+        self._owed: deque[_Waiting] = deque(maxlen=OWED_AT_MOST)
+        """What has failed, and what was done of the same images since then."""
+        self._owed_since = 0.0
+        """When the first of these has failed."""
         self._ended = False
         self._changed = threading.Condition()
         self._monotonic = monotonic
@@ -84,7 +101,7 @@ class Removals:
             if self._ended:
                 log.info("%s is left to the next sweep: this gateway ends", doing)
                 return
-            self._waiting.setdefault(image, deque()).append(_Waiting(doing, removal))
+            self._waiting.setdefault(image, deque()).append(_Waiting(image, doing, removal))
             self._noted_at = self._monotonic()
         self._begin()
 
@@ -93,13 +110,26 @@ class Removals:
         with self._changed:
             self._noted_at = self._monotonic()
 
+    def owe(self, image: str, doing: str, removal: Removal) -> None:
+        """Treat a removal that could not be put in as one that has failed."""
+        with self._changed:
+            self._noted_at = self._monotonic()
+            self._fail(_Waiting(image, doing, removal))
+
     def owes_space(self) -> bool:
-        """Return whether something is to be removed, or may not be counted as free yet since it was
-        removed a moment ago."""
+        """Return whether something is to be removed, has failed to be, or may not be counted as
+        free yet since it was removed a moment ago. Have what has failed tried again, if
+        `AGAIN_SECONDS` have passed: in the background."""
         with self._changed:
             if self._noted_at is None:
                 return False
-            return not self._is_done() or self._monotonic() < self._noted_at + COUNTED_SECONDS
+            now = self._monotonic()
+            if self._owed and now >= self._owed_since + AGAIN_SECONDS and not self._ended:
+                self._put_again()
+            owes = bool(self._owed) or not self._is_done()
+            owes = owes or now < self._noted_at + COUNTED_SECONDS
+        self._begin()
+        return owes
 
     @contextmanager
     def kept_off(self, image: str) -> Iterator[None]:
@@ -137,6 +167,17 @@ class Removals:
         else:
             self._connection.close()
 
+    def _fail(self, one: _Waiting) -> None:
+        if not self._owed:
+            self._owed_since = self._monotonic()
+        self._owed.append(one)
+
+    def _put_again(self) -> None:
+        """Put in what is owed, in its order, before what waits of the same images."""
+        for one in reversed(self._owed):
+            self._waiting.setdefault(one.image, deque()).appendleft(one)
+        self._owed.clear()
+
     def _is_done(self) -> bool:
         return not self._at_work and not self._waiting
 
@@ -156,13 +197,17 @@ class Removals:
 
     def _run(self) -> None:
         while (found := self._next()) is not None:
-            image, (doing, removal) = found
+            done = False
             try:
-                try_to(doing, partial(self._remove, removal))
+                done = try_to(found.doing, partial(self._remove, found.removal))
             except Exception:
-                log.exception("%s failed", doing)
+                log.exception("%s failed", found.doing)
             with self._changed:
-                self._at_work.remove(image)
+                self._at_work.remove(found.image)
+                # An image may have stayed because of a snap that is owed: so it is its turn again
+                # after that.
+                if not done or any(one.image == found.image for one in self._owed):
+                    self._fail(found)
                 self._noted_at = self._monotonic()
                 self._changed.notify_all()
 
@@ -177,7 +222,7 @@ class Removals:
         with self._connection.use() as connected:
             removal(connected)
 
-    def _next(self) -> tuple[str, _Waiting] | None:
+    def _next(self) -> _Waiting | None:
         with self._changed:
             image = self._first()
             if image is None:
@@ -188,7 +233,7 @@ class Removals:
             if waiting:
                 self._waiting[image] = waiting
             self._at_work.add(image)
-            return image, found
+            return found
 
     def _first(self) -> str | None:
         """The image whose turn it is. None: nothing can be begun now."""
@@ -196,9 +241,12 @@ class Removals:
         return next(free, None)
 
 
-def try_to(doing: str, operation: Callable[[], object]) -> None:
-    """Do what the sweep does otherwise: log an error instead of raising it."""
+def try_to(doing: str, operation: Callable[[], object]) -> bool:
+    """Do what the sweep does otherwise: log an error instead of raising it. Return whether there
+    was none."""
     try:
         operation()
     except BockdError as error:
         log.warning("%s is put off: %s", doing, error)
+        return False
+    return True

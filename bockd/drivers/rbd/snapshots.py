@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 
 from bockd.drivers.rbd.connection import Connected
-from bockd.drivers.rbd.images import new_name, remove_image, remove_snap, take_snap
+from bockd.drivers.rbd.images import discard_image, new_name, remove_snap, take_snap
 from bockd.drivers.rbd.lost import damaged_if_missing
 from bockd.drivers.rbd.making import making
 from bockd.drivers.rbd.messages import Manner
@@ -190,21 +190,28 @@ class SnapshotOperations:
         the background."""
         doing = f"removing snap {record.snap} of image {record.image}"
 
-        def ask() -> None:
+        def is_last() -> bool:
             # It may have been opened by another gateway before that knew.
             self._session.bus.ask(record.snap, Manner.FIRM)
             # Now, not when it was forgotten: the volume may have been deleted since, and its image
             # stayed for this snap. Whoever deletes it later has it removed after this one.
             with self._session.index.reading() as txn:
-                image_too = not is_named(txn, record.image)
-            self._session.removals.put(record.image, doing, partial(remove, image_too=image_too))
+                return not is_named(txn, record.image)
 
         def remove(connected: Connected, *, image_too: bool) -> None:
             remove_snap(connected.cluster, connected.ioctx, record.image, record.snap)
             if image_too:
-                remove_image(connected.ioctx, record.image)
+                discard_image(connected.ioctx, record.image)
 
-        await blocking_apart(CHANGING, try_to, doing, ask)
+        def ask() -> None:
+            removal = partial(remove, image_too=is_last())
+            self._session.removals.put(record.image, doing, removal)
+
+        def ask_again(connected: Connected) -> None:
+            remove(connected, image_too=is_last())
+
+        if not await blocking_apart(CHANGING, try_to, doing, ask):
+            self._session.removals.owe(record.image, doing, ask_again)
 
     def _remove_snap(self, image: str, snap: str) -> None:
         self._session.images.hand_over(

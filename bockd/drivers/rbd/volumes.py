@@ -16,6 +16,7 @@ from dataclasses import replace
 from bockd.drivers.rbd.images import (
     clone_image,
     create_image,
+    discard_image,
     grow_image,
     new_name,
     remove_image,
@@ -328,7 +329,7 @@ class VolumeOperations:
         self._session.removals.put(
             image,
             f"removing image {image}",
-            lambda connected: remove_image(connected.ioctx, image),
+            lambda connected: discard_image(connected.ioctx, image),
         )
 
     def _remove(self, image: str) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from bockd.config.rbd import RbdSettings
-from bockd.errors import UnavailableError
+from bockd.errors import DeviceError, UnavailableError
 from tests.drivers.rbd.ceph import need_modules
 
 need_modules()
@@ -18,7 +18,13 @@ need_modules()
 from bockd.drivers.rbd import removals  # noqa: E402
 from bockd.drivers.rbd.connection import Connected  # noqa: E402
 from bockd.drivers.rbd.errors import ShutOutError  # noqa: E402
-from bockd.drivers.rbd.removals import THREADS, Removals  # noqa: E402
+from bockd.drivers.rbd.removals import (  # noqa: E402
+    AGAIN_SECONDS,
+    COUNTED_SECONDS,
+    OWED_AT_MOST,
+    THREADS,
+    Removals,
+)
 
 
 class FakeConnection:
@@ -205,3 +211,106 @@ def test_what_was_shut_out_is_done_once_more(
     some.close()
     assert len(calls) == 2
     assert ("removing a is put off: shut out" in caplog.text) == (times == 2)
+
+
+class Refused:
+    """Removals that fail as long as the test says, and the clock of those who try again."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.full = True
+        self.calls: list[str] = []
+
+    def remove(self, name: str, error: Exception) -> Callable[[Connected], None]:
+        def removal(_connected: Connected) -> None:
+            self.calls.append(name)
+            if self.full:
+                raise error
+
+        return removal
+
+    def owes(self, some: Removals, seconds: float) -> bool:
+        """Ask when so much time has passed, and let what that begins end."""
+        self.now += seconds
+        owes = some.owes_space()
+        assert some.wait(60)
+        return owes
+
+
+@pytest.mark.parametrize("error", [DeviceError("the cluster is full"), ZeroDivisionError()])
+def test_space_is_owed_until_what_has_failed_is_removed(
+    connection: FakeConnection, error: Exception
+) -> None:
+    refused = Refused()
+    some = Removals(RbdSettings(), lambda: refused.now)
+    assert not some.owes_space()
+    some.put("a", "removing a", refused.remove("a", error))
+    some.wait()
+    assert refused.owes(some, AGAIN_SECONDS - 1)
+    assert refused.calls == ["a"]
+    for times in (2, 3):
+        assert refused.owes(some, AGAIN_SECONDS)
+        assert refused.calls == times * ["a"]
+    refused.full = False
+    assert refused.owes(some, AGAIN_SECONDS)
+    assert refused.owes(some, COUNTED_SECONDS - 1)
+    assert not refused.owes(some, 1)
+    assert refused.calls == 4 * ["a"]
+    some.close()
+
+
+def test_failures_do_not_put_off_the_next_try(connection: FakeConnection) -> None:
+    refused = Refused()
+    some = Removals(RbdSettings(), lambda: refused.now)
+    for name in ("a", "b"):
+        some.put(name, f"removing {name}", refused.remove(name, UnavailableError("no answer")))
+        some.wait()
+        refused.now += AGAIN_SECONDS / 2
+    assert refused.owes(some, 0)
+    assert sorted(refused.calls) == ["a", "a", "b", "b"]
+    some.close()
+
+
+def test_an_image_has_its_turn_again_after_its_snap_that_had_failed(
+    connection: FakeConnection,
+) -> None:
+    """It had stayed because of that, and that is no error."""
+    refused, quick = Refused(), Large()
+    quick.go_on.set()
+    some = Removals(RbdSettings(), lambda: refused.now)
+    some.put("a", "removing a snap", refused.remove("snap", DeviceError("full")))
+    some.wait()
+    quick.done = refused.calls
+    quick.put(some, "image", image="a")
+    some.wait()
+    refused.full = False
+    assert refused.owes(some, AGAIN_SECONDS)
+    assert refused.calls == ["snap", "image", "snap", "image"]
+    assert not refused.owes(some, COUNTED_SECONDS)
+    some.close()
+
+
+def test_what_could_not_be_put_in_is_owed(connection: FakeConnection) -> None:
+    refused = Refused()
+    refused.full = False
+    some = Removals(RbdSettings(), lambda: refused.now)
+    some.owe("a", "removing a", refused.remove("a", ZeroDivisionError()))
+    assert refused.owes(some, AGAIN_SECONDS - 1)
+    assert refused.calls == []
+    assert refused.owes(some, 1)
+    assert refused.calls == ["a"]
+    assert not refused.owes(some, COUNTED_SECONDS)
+    some.close()
+
+
+def test_of_many_that_fail_the_last_are_tried_again(connection: FakeConnection) -> None:
+    refused = Refused()
+    some = Removals(RbdSettings(), lambda: refused.now)
+    names = [str(number) for number in range(OWED_AT_MOST + 2)]
+    for name in names:
+        some.put(name, f"removing {name}", refused.remove(name, DeviceError("full")))
+        some.wait()
+    assert refused.calls == names
+    assert refused.owes(some, AGAIN_SECONDS)
+    assert sorted(refused.calls[len(names) :]) == sorted(names[2:])
+    some.close()

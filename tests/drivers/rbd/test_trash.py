@@ -13,7 +13,13 @@ import pytest
 
 from bockd.blockstorage.contract import Status
 from bockd.config.rbd import RbdSettings
-from bockd.errors import BockdError, InvalidStateError, NoSpaceError, NotFoundError
+from bockd.errors import (
+    BockdError,
+    InvalidStateError,
+    NoSpaceError,
+    NotFoundError,
+    UnavailableError,
+)
 from bockd.model import GIB, NodeKind, VolumeId
 from bockd.pool.pool import nothing_more
 from bockd.runtime.steps import run_inline
@@ -27,6 +33,7 @@ from bockd.drivers.rbd import removals, trashing, volumes  # noqa: E402 - where 
 from bockd.drivers.rbd.binding import rbd  # noqa: E402
 from bockd.drivers.rbd.imagestore import RbdImageStore  # noqa: E402
 from bockd.drivers.rbd.log import FORMAT, FORMAT_WITH_TRASH, Log  # noqa: E402
+from bockd.drivers.rbd.messages import Manner  # noqa: E402
 from bockd.drivers.rbd.radosobjects import RadosObjects  # noqa: E402
 from bockd.drivers.rbd.records import DirtyAt, put_record  # noqa: E402
 from bockd.drivers.rbd.sweep import FULL_LOOK_EVERY, Patience, Sweep  # noqa: E402
@@ -351,3 +358,66 @@ def test_space_is_owed_until_ceph_may_have_counted_it(
     assert here.pool.owes_space()
     clock[0] += removals.COUNTED_SECONDS
     assert not here.pool.owes_space()
+
+
+def after(here: Keeping, clock: list[float], seconds: float) -> bool:
+    """Return whether space is owed then, and let what is tried again end."""
+    clock[0] += seconds
+    owes = here.pool.owes_space()
+    here.rbd.session.removals.wait()
+    return owes
+
+
+def test_space_is_owed_while_somebody_has_the_image_open_unless_it_has_snaps(
+    here: Keeping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(here.rbd.session.removals, "_monotonic", lambda: clock[0])
+    session = here.rbd.session
+    busy, frozen = here.make("busy", b"data"), here.make("frozen", b"data")
+    snapshot = here.freeze(frozen, "before")
+    image = record(here, busy).image
+    here.delete(VOLUME, frozen)
+    run_inline(here.trash.purge(*here.records()))
+    session.removals.wait()
+    assert not after(here, clock, removals.COUNTED_SECONDS)
+    here.delete(VOLUME, busy)
+    with rbd.Image(session.ioctx, image):
+        run_inline(here.trash.purge(*here.records()))
+        session.removals.wait()
+        assert after(here, clock, removals.AGAIN_SECONDS)
+        assert image in images(here)
+    assert after(here, clock, removals.AGAIN_SECONDS)
+    assert image not in images(here)
+    assert not after(here, clock, removals.COUNTED_SECONDS)
+    assert here.of_snapshot(snapshot) == b"data"
+
+
+def test_space_of_a_snapshot_is_owed_whose_readers_could_not_be_asked(
+    here: Keeping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    session = here.rbd.session
+    monkeypatch.setattr(session.removals, "_monotonic", lambda: clock[0])
+    volume = here.make("web", b"data")
+    snapshot = here.freeze(volume, "before")
+    image = record(here, volume).image
+    here.delete(SNAPSHOT, snapshot)
+    here.run(here.pool.close_all())  # and what the background has
+
+    ask = session.bus.ask
+
+    def refuse(image: str, manner: Manner) -> str | None:
+        if manner is Manner.FIRM:  # not what asks before the deletion
+            raise UnavailableError("no answer")
+        return ask(image, manner)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session.bus, "ask", refuse)
+        run_inline(here.trash.purge(*here.records()))
+        here.run(here.pool.close_all())
+        assert after(here, clock, removals.AGAIN_SECONDS)
+        assert len(snaps(here, image)) == 1
+    assert after(here, clock, removals.AGAIN_SECONDS)
+    assert snaps(here, image) == []
+    assert not after(here, clock, removals.COUNTED_SECONDS)
