@@ -10,6 +10,8 @@ Invariants:
   verify is changed, no segment behind the end of the prefix is removed, and the progress never says
   less of what was synced, nor another boot.
 * The progress never says that more is below than what is synced.
+* Nothing is written below from an older progress than the last one that was durable: below may be
+  some of what is two epochs newer than its next epoch. So both slots must be valid.
 """
 
 from __future__ import annotations
@@ -69,12 +71,13 @@ def recover_prefix(path: Path, image: str, log_id: str) -> Prefix:
     """Read a log back up to its first damage. Blocks.
 
     Raises:
-        DamagedError: it does not say how much of it is below, or is another volume's.
+        DamagedError: it does not say how much of it is below, or not for certain, or is another
+            volume's.
         BockdError: it cannot be read.
     """
     with named(f"reading what is whole of the write-back log {path}"):
         try:
-            file, progress = ProgressFile.open(path)
+            file, progress = ProgressFile.open(path, both=True)
         except FileNotFoundError as error:
             raise DamagedError(f"the write-back log {path} has no progress") from error
         segments: list[Segment] = []

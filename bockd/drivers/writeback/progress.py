@@ -5,7 +5,8 @@ Two slots of 4096 bytes, written in turn, so that one is whole whatever happens 
     magic:8s | crc32c of all that follows in the slot:u32 | length:u32 | Progress, JSON | zeros
 
 The valid slot with the higher `count` is in force. A slot is synced before anything is done that
-rests on it.
+rests on it. From the beginning both are valid, the other one with the count before, unless the last
+write was torn by a power cut, or one was damaged later: these two look the same.
 """
 
 from __future__ import annotations
@@ -61,10 +62,13 @@ class ProgressFile:
 
     @classmethod
     def create(cls, directory: Path, progress: Progress) -> ProgressFile:
-        """Make the file, synced, in a directory that is not. Blocks. Raises OSError."""
+        """Make the file, synced, in a directory that is not; `progress` has the count 1. Blocks.
+        Raises OSError."""
+        assert progress.count == 1
         fd = os.open(directory / NAME, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            write_all(fd, bytes(2 * SLOT_BYTES), 0)
+            before = _slot_of(msgspec.structs.replace(progress, count=0))
+            write_all(fd, before + bytes(SLOT_BYTES), 0)
             file = cls(fd)
             file.write(progress)
             os.fsync(fd)
@@ -74,23 +78,19 @@ class ProgressFile:
         return file
 
     @classmethod
-    def open(cls, directory: Path) -> tuple[ProgressFile, Progress]:
-        """Open the file, and return what is in force, too. Blocks. Raises OSError,
-        DamagedError."""
+    def open(cls, directory: Path, *, both: bool = False) -> tuple[ProgressFile, Progress]:
+        """Open the file, and return what is in force, too. `both`: refuse a file of which a newer
+        slot may be damaged. Blocks. Raises OSError, DamagedError."""
         fd = os.open(directory / NAME, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            return cls(fd), _in_force(fd, directory)
+            return cls(fd), _in_force(fd, directory, both=both)
         except BaseException:
             os.close(fd)
             raise
 
     def write(self, progress: Progress) -> None:
         """Write a slot, and sync it. Blocks. Raises OSError: whether it counts is not known."""
-        body = msgspec.json.encode(progress)
-        body = (len(body).to_bytes(4, "little") + body).ljust(SLOT_BYTES - _HEAD_BYTES + 4, b"\0")
-        slot = MAGIC + crc32c(body).to_bytes(4, "little") + body
-        assert len(slot) == SLOT_BYTES
-        write_all(self._fd, slot, progress.count % 2 * SLOT_BYTES)
+        write_all(self._fd, _slot_of(progress), progress.count % 2 * SLOT_BYTES)
         os.fdatasync(self._fd)
 
     def close(self) -> None:
@@ -100,11 +100,25 @@ class ProgressFile:
             os.close(fd)
 
 
-def _in_force(fd: int, directory: Path) -> Progress:
+def _slot_of(progress: Progress) -> bytes:
+    body = msgspec.json.encode(progress)
+    body = (len(body).to_bytes(4, "little") + body).ljust(SLOT_BYTES - _HEAD_BYTES + 4, b"\0")
+    slot = MAGIC + crc32c(body).to_bytes(4, "little") + body
+    assert len(slot) == SLOT_BYTES
+    return slot
+
+
+def _in_force(fd: int, directory: Path, *, both: bool) -> Progress:
     found = [one for slot in range(2) if (one := _read_slot(fd, slot)) is not None]
     if not found:
         raise DamagedError(f"{directory / NAME}: neither slot is valid")
-    return max(found, key=lambda one: one.count)
+    newest = max(found, key=lambda one: one.count)
+    if both and newest.count - 1 not in [one.count for one in found]:
+        raise DamagedError(
+            f"{directory / NAME}: only the slot with the count {newest.count} is valid, and the "
+            "other one may have been newer"
+        )
+    return newest
 
 
 def _read_slot(fd: int, slot: int) -> Progress | None:

@@ -99,7 +99,7 @@ def create(path: Path, image: str, log_id: str, segment_bytes: int) -> Opened:
     """Make a log in a directory that is empty, and was just made. Blocks. Raises OSError: any part
     of it may be there then."""
     segment = Segment.create(path, 1, segment_bytes, log_id)
-    progress = Progress(log_id, image, 0, 0, 1, 1, 0, boot_id())
+    progress = Progress(log_id, image, 1, 0, 1, 1, 0, boot_id())
     try:
         file = ProgressFile.create(path, progress)
         try:

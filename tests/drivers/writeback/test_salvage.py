@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from bockd.drivers.memory.device import FailedError, MemoryDevice
 from bockd.drivers.writeback import recovery
-from bockd.drivers.writeback.progress import Progress, ProgressFile
+from bockd.drivers.writeback.progress import SLOT_BYTES, Progress, ProgressFile
 from bockd.drivers.writeback.records import parse
 from bockd.drivers.writeback.segment import FIRST_RECORD, Segment
 from bockd.errors import DamagedError, NoSpaceError, UnreadableError
@@ -307,6 +308,36 @@ def test_a_log_that_does_not_say_how_much_is_below_is_not_written_below(
         path.write_bytes(bytes(path.stat().st_size))
     assert salvage(opened) is None
     assert below(opened) == []
+    assert given_up(opened)
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("noted", [1, 2])
+def test_an_older_progress_is_not_relied_on(opened: Opened, noted: int, zeros: bool) -> None:
+    """The epoch that it says is next is older than what is below of the next but one."""
+    for value in range(1, 5):  # an epoch each, of two writes
+        opened.write(0, bytes([value]) * BLOCK_SIZE)
+        write(opened, value)
+    end(opened)
+    file, progress = ProgressFile.open(opened.log_path())
+    for epochs in range(1, noted + 1):
+        progress = replace(progress, count=progress.count + 1, done=3 * epochs)
+        file.write(progress)
+    file.close()
+    # The epoch behind what is noted is below, and some of the one after that.
+    there = [noted + 1, *range(1, noted + 3)]
+    for block, value in enumerate(there):
+        opened.run(opened.below.write(block * BLOCK_SIZE, memoryview(bytes([value]) * BLOCK_SIZE)))
+    path, at = opened.log_path() / "progress", progress.count % 2 * SLOT_BYTES
+    if zeros:
+        content = path.read_bytes()
+        path.write_bytes(content[:at] + bytes(SLOT_BYTES) + content[at + SLOT_BYTES :])
+    else:
+        flip(path, at + 40)
+    damage(opened, 3 * noted + 1)
+    refused(opened)
+    assert salvage(opened) is None
+    assert below(opened) == there
     assert given_up(opened)
 
 
