@@ -69,6 +69,8 @@ class Opened:
     """Of the last record."""
     needless_bytes: int = 0
     """What segments take that are not needed, and could not be removed."""
+    unnotable: bool = False
+    """The disk does not take the progress: that may be in memory only, and an older one durable."""
 
 
 class Log:
@@ -111,7 +113,7 @@ class Log:
         """It is closed: nothing of it is changed any more."""
         self._progress = opened.progress
         self._known = opened.progress.known_done, opened.progress.known_synced
-        self.unnotable = False
+        self.unnotable = opened.unnotable
         """Noting the progress has failed: with each epoch, it would take its time again."""
         self._file = opened.file
         self._space = space

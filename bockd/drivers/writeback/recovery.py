@@ -170,25 +170,28 @@ def _recover(path: Path, file: ProgressFile, progress: Progress, segments: list[
     for spare in segments[last + 1 :]:
         spare.close()
     del segments[last + 1 :]
-    if not progress.broken:
-        try:
+    unnotable = True
+    try:
+        # It may be in memory only, while the disk has an older one, which needs older segments, and
+        # on which less below rests.
+        file.write(progress)
+        unnotable = False
+        if not progress.broken:
             progress = _make_ready(path, file, progress, scanned, sequence)
-        except OSError as error:
-            if error.errno in NOT_OF_THE_DISK:
-                raise
-            broken = f"making it ready when it was opened: {error}"
-            progress = msgspec.structs.replace(progress, broken=broken)
+    except OSError as error:
+        if error.errno in NOT_OF_THE_DISK:
+            raise
+        broken = progress.broken or f"making it ready when it was opened: {error}"
+        progress = msgspec.structs.replace(progress, broken=broken)
     left = needless(path, segments)
-    return Opened(path, file, progress, segments, records, sequence, left)
+    return Opened(path, file, progress, segments, records, sequence, left, unnotable)
 
 
 def _make_ready(
     path: Path, file: ProgressFile, progress: Progress, scanned: list[Scanned], sequence: int
 ) -> Progress:
-    """Make all that was read durable, and that nothing is behind it. Return the progress that says
-    so. Raises OSError: nothing may be appended."""
-    # It may be in memory only, while the disk has an older one, which needs older segments.
-    file.write(progress)
+    """Make all that was read durable, and that nothing is behind it; the progress was written
+    again. Return the one that says so. Raises OSError: nothing may be appended."""
     _remove_but(path, [one.segment for one in scanned])
     for one in scanned:
         if one.error is not None:

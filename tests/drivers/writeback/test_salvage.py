@@ -416,6 +416,49 @@ def test_if_the_disk_cannot_sync_what_was_synced_earlier_gets_below(
     assert below(opened) == [1, 2]
 
 
+@pytest.mark.parametrize("broken", ["", "for a test"])
+def test_a_progress_that_may_be_in_memory_only_is_not_relied_on_after_a_restart(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """The process before may have ended when the disk had refused it, and before it said so."""
+    for value in range(1, 9):
+        write(opened, value)
+    end(opened)
+    file, progress = ProgressFile.open(opened.log_path())
+    file.write(replace(progress, count=progress.count + 1, broken=broken, synced=16))
+    file.close()
+
+    def refusing(_file: ProgressFile, _progress: object) -> None:
+        raise OSError(errno.EIO, "for a test")
+
+    monkeypatch.setattr(ProgressFile, "write", refusing)
+    opened.refusing_unnotable = True
+    opened.open()
+    assert isinstance(opened.begin(opened.device.drain())[0], FailedError)
+    opened.look()
+    assert below(opened) == []
+    opened.refusing_unnotable = False
+    opened.look()
+    assert opened.commits[-1] is None, "all is below"
+    assert below(opened) == list(range(1, 9))
+
+
+@pytest.mark.parametrize("broken", ["", "for a test"])
+def test_a_progress_that_the_disk_takes_again_needs_no_commit_after_a_restart(
+    opened: Opened, broken: str
+) -> None:
+    for value in range(1, 4):
+        write(opened, value)
+    end(opened)
+    file, progress = ProgressFile.open(opened.log_path())
+    file.write(replace(progress, count=progress.count + 1, broken=broken, synced=6))
+    file.close()
+    opened.refusing_unnotable = True
+    opened.open()
+    opened.run(opened.device.drain())
+    assert below(opened) == [1, 2, 3]
+
+
 def test_before_more_is_below_than_the_log_says_the_driver_commits_it(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
