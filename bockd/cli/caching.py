@@ -65,7 +65,8 @@ def discard_cache(volume: str, yes: bool, as_json: bool) -> None:
     be: one that hangs and goes on may answer its clients some more, which is lost, too. The
     gateway that has those writes gives them up only if it cannot read its log of them. Of one with
     a damaged place it writes back what lies before that, up to the last flush there, gives up the
-    rest, puts the log aside, and says how much of the log that was. Else it writes all back
+    rest, puts the log aside, and says how much of the log that was; if this was done more than
+    once, what the earlier attempts had written back is not counted. Else it writes all back
     instead, or says what is in the way. Asks first when run at a terminal.
     """
     client = connect()

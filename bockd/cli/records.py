@@ -60,7 +60,8 @@ class Cache:
     """Why it is not written back now."""
     discarded_at: float | None
     salvaged_bytes: int | None
-    """What was written back then of the log whose rest was given up. None: it was not read."""
+    """What the last attempt wrote back of the log whose rest was given up. None: it was not
+    read."""
     given_up_bytes: int | None
 
 

@@ -248,7 +248,7 @@ def what_became(cache: Cache) -> str:
     if cache.salvaged_bytes is None or cache.given_up_bytes is None:
         return ""
     written, given_up = format_size(cache.salvaged_bytes), format_size(cache.given_up_bytes)
-    return f": {written} of its log were written back, and {given_up} given up"
+    return f": the last attempt wrote back {written} of its log, and {given_up} were given up"
 
 
 def imported_fields(found: Volume | Snapshot) -> list[tuple[str, str]]:

@@ -31,7 +31,8 @@ class Salvaged(NamedTuple):
     """What became of a damaged log whose writes were given up, in bytes that they took in it."""
 
     written_bytes: int
-    """Of what lies before the damage: it was written back."""
+    """Of what lies before the damage: the last attempt to give it up has written it back. What
+    earlier ones had written back is not counted."""
     given_up_bytes: int
     """Of all the rest, as far as it is there: the damage, and what is behind it, readable or
     not."""

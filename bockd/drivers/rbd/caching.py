@@ -377,14 +377,15 @@ class CacheOperations:
             seen.id,
             seen.name,
             at.gateway,
-            "" if salvaged is None else f"; of its log {_told(salvaged)}",
+            "" if salvaged is None else f"; {_told(salvaged)}",
         )
         return record
 
 
 def _told(salvaged: Salvaged) -> str:
     return (
-        f"{salvaged.written_bytes} bytes were written back, and {salvaged.given_up_bytes} given up"
+        f"the last attempt wrote back {salvaged.written_bytes} bytes of its log, and "
+        f"{salvaged.given_up_bytes} were given up"
     )
 
 
