@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from qemu.qmp.events import EventListener
@@ -34,6 +34,12 @@ a guest without an operating system that listens never does."""
 FORCED_UNPLUG_SECONDS = 5.0
 """For a guest whose consent does not matter: one that works lets go by then, and from another one
 the watch takes the disk later (bockd.vm.watch)."""
+
+RESTORED_SECONDS = 20.0
+"""For the state of a VM that was saved, or comes from another host, to be read in. Longer ones are
+tried again by the watch."""
+
+_LOOK_RESTORED_SECONDS = 0.05
 
 LOOK_SECONDS = 1.0
 """How long to wait for the event before looking whether the device is there still: the event is a
@@ -99,6 +105,7 @@ async def plug(monitor: Monitor, disk: Disk) -> bool:
     if disk.name in devices:
         await _grow(monitor, disk)
         return False
+    await _wait_until_restored(monitor)
     await _remove_nodes(monitor, disk.name)
     await monitor.execute("blockdev-add", _node(disk, disk.name))
     try:
@@ -108,6 +115,22 @@ async def plug(monitor: Monitor, disk: Disk) -> bool:
             await _remove_node(monitor, disk.name)
         raise
     return True
+
+
+async def _wait_until_restored(monitor: Monitor) -> None:
+    """Return when QEMU reads in no saved state any more. The guest would not notice a device that
+    is plugged in before: the state has what its firmware was told of devices."""
+    until = time.monotonic() + RESTORED_SECONDS
+    while True:
+        found = _decode(await monitor.execute("query-status"), dict[str, Any])
+        if found["status"] != "inmigrate":
+            return
+        if time.monotonic() > until:
+            raise UnavailableError(
+                "QEMU still waits for the state of a VM that was saved, or that another host has; "
+                "the guest would not notice a disk before that; try again when it runs"
+            )
+        await asyncio.sleep(_LOOK_RESTORED_SECONDS)
 
 
 async def unplug(monitor: Monitor, name: str, *, force: bool = False) -> None:

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from bockd.drivers.memory.device import MemoryDevice
-from bockd.errors import InUseError
+from bockd.errors import InUseError, UnavailableError
 from bockd.vm import disks
 from bockd.vm.disks import Disk
 from bockd.vm.machines import Machines, Wanted
@@ -112,6 +112,36 @@ async def test_half_a_disk_is_made_whole_and_taken_away_whole(
             await vm.machines.unplug(vm.socket, one.name)
             assert await vm.present() == set()
             await vm.machines.unplug(vm.socket, one.name)
+
+
+@in_trio
+async def test_a_disk_waits_until_the_state_of_a_saved_vm_is_read_in(
+    vm: Vm, exports: FixedExports, tmp_path: Path
+) -> None:
+    one, state = vm.disk("one"), tmp_path / "state"
+    async with serving(exports, vm.nbd):
+        with qemu(vm.qmp):
+            await vm.query("migrate", uri=f"exec:cat >{state}")
+            while (await vm.query("query-migrate")).get("status") != "completed":
+                await trio.sleep(0.05)
+        with qemu(vm.qmp, "-incoming", f"exec:sleep 1; cat {state}"):
+            assert (await vm.query("query-status"))["status"] == "inmigrate"
+            await vm.plug(one)
+            assert (await vm.query("query-status"))["status"] != "inmigrate"
+            assert await vm.present() == {one.name}
+
+
+@in_trio
+async def test_a_state_that_does_not_come_is_not_waited_for(
+    vm: Vm, exports: FixedExports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disks, "RESTORED_SECONDS", 0.2)
+    async with serving(exports, vm.nbd):
+        with qemu(vm.qmp, "-incoming", "defer"):
+            with pytest.raises(UnavailableError, match="try again when it runs"):
+                await vm.plug(vm.disk("one"))
+            assert await vm.present() == set()
+            assert exports.open_holds == 0
 
 
 @in_trio
