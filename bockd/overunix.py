@@ -58,7 +58,9 @@ class UnixConnection(http.client.HTTPConnection):
         else."""
         if self._answered_at is not None and time.monotonic() - self._answered_at > KEPT_SECONDS:
             return True
-        readable, _, _ = select.select([self.sock], [], [], 0)
+        poll = select.poll()  # select(2) takes no descriptor beyond 1023
+        poll.register(self.sock, select.POLLIN)
+        readable = poll.poll(0)
         return bool(readable)
 
     def exchange(
