@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+import trio
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 import bockd
@@ -79,6 +80,21 @@ async def pool_metrics(backend: Backend, waiting: tuple[str, ...]) -> list[Metri
             counts.snapshots,
         ),
         *map(figure_metric, figures),
+        *await _backup_metrics(backend),
+    ]
+
+
+async def _backup_metrics(backend: Backend) -> list[Metric]:
+    """Return when the pool was last backed up: nothing for a kind that is not copied by bockd."""
+    if backend.backups is None:
+        return []
+    backups = await trio.to_thread.run_sync(backend.backups.made)
+    return [
+        GaugeMetricFamily(
+            "bockd_local_last_backup_timestamp_seconds",
+            "When the last backup that is whole had ended; 0 if none is known.",
+            max((one.finished_at or 0 for one in backups), default=0),
+        )
     ]
 
 

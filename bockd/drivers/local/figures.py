@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bockd.drivers.local.backuplog import read_backups
 from bockd.drivers.local.format.checksums import DAMAGED
 from bockd.drivers.local.format.queue import RECLAIM
 from bockd.drivers.local.registry import Registry
@@ -14,7 +13,6 @@ def figures(registry: Registry) -> list[Figure]:
     counts = registry.store.checkpoints
     with registry.store.index.reading() as txn:
         queued, damaged = txn.count(RECLAIM), txn.count(DAMAGED)
-    backups = read_backups(registry.store.layout.root)
     return [
         Figure(
             "local_open_volumes",
@@ -50,10 +48,5 @@ def figures(registry: Registry) -> list[Figure]:
             "local_damaged_blocks",
             "Blocks of snapshots that do not have their checksums, as last read.",
             damaged,
-        ),
-        Figure(
-            "local_last_backup_timestamp_seconds",
-            "When the last backup that is whole had ended; 0 if none is known.",
-            max((one.finished_at or 0 for one in backups), default=0),
         ),
     ]
