@@ -111,6 +111,7 @@ class Backup:
         self._target = Layout(target)
         self._show = show
         self._done = self._total = self._written = self._copied = self._shared = 0
+        self._files = 0
         self._left_out: tuple[str, ...] = ()
         self._lock: FileLock | None = None
 
@@ -178,7 +179,7 @@ class Backup:
         except OSError as error:
             raise from_os_error(error, f"writing the backup {self._target.root}") from error
         return BackupReport(
-            files=len(self._stamps.files),
+            files=self._files,
             copied_files=self._copied,
             written_bytes=self._written,
             shared_files=self._shared,
@@ -274,6 +275,7 @@ class Backup:
                 source = self._source.layer_segment(wanted.layer, number)
                 target = self._target.layer_segment(wanted.layer, number)
                 files.append((source, target, size, wanted.blank))
+        self._files = len(files)
         names = {target.name for _, target, _, _ in files}
         for stray in self._target.layers.iterdir():
             if stray.name not in names:
